@@ -1,0 +1,85 @@
+"""Fixtures for every test: where the real data lies, small runs to look at, and no leftover global state."""
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from small import small_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture
+def regenerate(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written instead of compared."""
+    return bool(request.config.getoption("--regenerate"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real annotated data; the test is skipped, with the reason, where it is absent."""
+    folder = Path(os.environ.get("RWKVSEG_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the real data is absent: set RWKVSEG_SHARED_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data folder of twenty 40 x 36 pictures with five labels. Not to be changed."""
+    from rwkvseg.data.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(folder, 20, size=(40, 36))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data folder, nnU-Net layout, of ten 20 x 17 x 9 volumes. Not to be changed."""
+    from rwkvseg.data.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom_3d") / "data"
+    write_phantom(folder, 10, dimensions=3, size=(20, 17, 9))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> Path:
+    """A finished run of two epochs on the phantom. Not to be changed: see `run_copy`."""
+    from rwkvseg.training.recipe import Recipe
+    from rwkvseg.training.run import train
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(Recipe.from_mapping(small_recipe(phantom)), out, device="cpu")
+    return out
+
+
+@pytest.fixture
+def run_copy(small_run: Path, tmp_path: Path) -> Path:
+    """The small run, to be changed at will."""
+    return Path(shutil.copytree(small_run, tmp_path / "run_copy"))
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Stand-in for a full disk: within it no file of this process may grow beyond so many bytes."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
