@@ -1,0 +1,6 @@
+"""Floor 0: tensors in, tensors out; imports torch only."""
+
+from rwkvseg.ops.shift import q_shift
+from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
+
+__all__ = ["available_backends", "bi_wkv", "naive_bi_wkv", "q_shift"]

@@ -1,0 +1,108 @@
+"""Bi-WKV: one function, several implementations.
+
+naive.py is the definition, scan.py computes the same in linear time with plain torch.
+B: images, T: tokens, C: channels.
+"""
+
+import torch
+from torch import Tensor
+
+from rwkvseg.errors import BackendError, ShapeError, UsageError
+from rwkvseg.ops.wkv.naive import naive_bi_wkv
+from rwkvseg.ops.wkv.scan import scan_bi_wkv
+
+__all__ = ["available_backends", "bi_wkv", "naive_bi_wkv"]
+
+_BACKENDS = ("naive", "scan")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the names that `bi_wkv(backend=...)` accepts on this machine, besides "auto".
+
+    Example:
+        >>> available_backends()
+        ('naive', 'scan')
+    """
+    return _BACKENDS
+
+
+def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
+    """Bidirectional WKV (Vision-RWKV, arXiv:2403.02308): a softmax over all tokens, in linear time.
+
+    out[t] = sum_i weight[t, i] v[i], where weight[t] is the softmax over i of k[i] - (|t - i| - 1) w for the
+    other tokens and k[t] + u for the token itself. Differentiable once, in all four arguments. Inside, it
+    computes in float32 (float64 for float64) whatever autocast says. The same input gives the same bits.
+
+    Args:
+        w: Decay per token (C,), any sign; the networks pass decay / T. float32 is allowed beside 16-bit k.
+        u: Bonus of the token itself (C,), log-weight, any sign; same dtype as w.
+        k: Keys (B, T, C), T >= 1, contiguous or not; float64, float32, bfloat16 or float16.
+        v: Values (B, T, C), same dtype as k.
+        backend: "auto" takes the fastest for the device; "naive" is the definition in O(T^2); "scan" is
+            linear time in plain torch.
+
+    Returns:
+        (B, T, C) in the dtype of k.
+
+    Raises:
+        ShapeError: the four shapes do not fit together, or an axis is empty.
+        UsageError: dtypes or devices differ.
+        BackendError: an unknown backend, or one that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> w, u = torch.zeros(1), torch.zeros(1)  # no decay, no bonus, equal keys: the mean of the values
+        >>> bi_wkv(w, u, torch.zeros(1, 3, 1), torch.tensor([[[1.0], [2.0], [6.0]]])).flatten()
+        tensor([3., 3., 3.])
+    """
+    _check_shapes(w, u, k, v)
+    _check_kinds(w, u, k, v)
+    if _choose(backend) == "naive":
+        return _naive_in_full_precision(w, u, k, v)
+    out: Tensor = scan_bi_wkv(w, u, k, v)
+    return out
+
+
+def _choose(backend: str) -> str:
+    if backend == "auto":
+        return "scan"
+    if backend == "triton":
+        raise BackendError("backend 'triton' is not available in this version; use 'scan' or 'auto'")
+    if backend not in _BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}; use 'auto', {', '.join(map(repr, _BACKENDS))}")
+    return backend
+
+
+def _check_shapes(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
+    if k.ndim != 3 or 0 in k.shape:
+        raise ShapeError(f"k has shape {tuple(k.shape)}; give (B, T, C) with every axis at least 1")
+    if v.shape != k.shape:
+        raise ShapeError(f"v has shape {tuple(v.shape)} and k {tuple(k.shape)}; give both as (B, T, C)")
+    for name, x in (("w", w), ("u", u)):
+        if x.shape != k.shape[2:]:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)} but k has {k.shape[2]} channels; give (C,)")
+
+
+def _check_kinds(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
+    dtypes = [x.dtype for x in (w, u, k, v)]
+    if k.dtype not in _DTYPES or v.dtype != k.dtype or u.dtype != w.dtype or w.dtype not in _with(k.dtype):
+        raise UsageError(
+            f"w, u, k, v have dtypes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}; "
+            "give one floating dtype, or float32 w and u with 16-bit k and v"
+        )
+    devices = [x.device for x in (w, u, k, v)]
+    if len(set(devices)) > 1:
+        raise UsageError(f"w, u, k, v are on {', '.join(map(str, devices))}; move them to one device")
+
+
+def _with(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Dtypes of w and u that go with this dtype of k and v."""
+    return (dtype, torch.float32) if dtype.itemsize == 2 else (dtype,)
+
+
+def _naive_in_full_precision(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+    # autocast would run the weighted sum in 16 bit
+    with torch.autocast(k.device.type, enabled=False):
+        return naive_bi_wkv(w.to(wide), u.to(wide), k.to(wide), v.to(wide)).to(k.dtype)
