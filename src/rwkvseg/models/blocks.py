@@ -1,0 +1,110 @@
+"""Ordinary convolutional parts. B: batch, C: channels, H, W: rows and columns.
+
+Every part keeps the memory format it is given: on channels-last maps no step copies to change the layout.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rwkvseg.errors import ShapeError
+
+EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a map. x: (B, C, H, W) -> same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel over its channels."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, batch norm, activation; odd kernels keep the size at stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        *,
+        activation: type[nn.Module],
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels, eps=EPS)
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        x = self.activation(self.norm(self.conv(x)))
+        return x
+
+
+class SqueezeExcite(nn.Module):
+    """Gate channels by their global means (arXiv:1709.01507), without reduction. x: (B, C, H, W) -> same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels, 1)
+        self.expand = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel by a gate between 0 and 1."""
+        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3), keepdim=True))))  # (B, C, 1, 1)
+        return x * gate.sigmoid()
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): drops a sample's residual branch with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ...) -> same; in training, kept samples are scaled so that the expectation stays."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        """Show the rate when the module is printed."""
+        return f"rate={self.rate:.3g}"
+
+
+def check_image(x: Tensor, in_channels: int) -> None:
+    """Refuse anything but a batch of floating-point images with the right number of channels.
+
+    Raises:
+        ShapeError: `x` is not (B, in_channels, H, W) with H, W >= 1, or holds integers.
+    """
+    if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape[2:]:
+        raise ShapeError(
+            f"an image batch of shape {tuple(x.shape)} does not fit (B, {in_channels}, H, W) with H, W >= 1. "
+            f"Reshape it or create the model with another in_channels."
+        )
+    if not x.is_floating_point():
+        raise ShapeError(
+            f"an image batch of {x.dtype} is not floating point. Normalise it and call .float()."
+        )
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of x (B, C, H, W) until H and W are multiples of `multiple`."""
+    height, width = x.shape[-2:]
+    right, bottom = -width % multiple, -height % multiple
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of x (B, C, H, W) to `size`, pixel centres aligned; the identity costs nothing."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

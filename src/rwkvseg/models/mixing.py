@@ -1,0 +1,78 @@
+"""RWKV's two mixers on feature maps (Vision-RWKV, arXiv:2403.02308): SpatialMix and ChannelMix.
+
+B: batch, C: channels, H, W: rows and columns, T = H*W tokens. Maps come and go as (B, C, H, W); tokens live
+inside `SpatialMix.forward` only. In between, maps are read as (B, H, W, C): a view of channels-last maps.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rwkvseg.ops import bi_wkv, q_shift
+
+
+class SpatialMix(nn.Module):
+    """Mix tokens along space by bidirectional WKV, gated by the receptance. Cost O(H*W*C*C).
+
+    x: (B, C, H, W) -> same. Decay and bonus are divided by T, so their effect depends on the map's size
+    (the published code's rule; RWKV-UNet's papers do not state it).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.zeros(channels))
+        self.bonus = nn.Parameter(torch.zeros(channels))
+        self.mix_k = nn.Parameter(torch.full((channels,), 0.5))
+        self.mix_v = nn.Parameter(torch.full((channels,), 0.5))
+        self.mix_r = nn.Parameter(torch.full((channels,), 0.5))
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.receptance = nn.Linear(channels, channels, bias=False)
+        self.norm = nn.LayerNorm(channels)
+        self.output = nn.Linear(channels, channels, bias=False)
+        for linear in (self.key, self.value, self.receptance, self.output):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix every token with all others."""
+        height, width = x.shape[-2:]
+        num_tokens = height * width
+        here, beside = _with_shifted(x)  # (B, H, W, C)
+        k = self.key(_mix(here, beside, self.mix_k)).flatten(1, 2)  # (B, T, C)
+        v = self.value(_mix(here, beside, self.mix_v)).flatten(1, 2)
+        r = self.receptance(_mix(here, beside, self.mix_r))  # (B, H, W, C)
+        wkv = bi_wkv(self.decay / num_tokens, self.bonus / num_tokens, k, v)
+        mixed: Tensor = self.output(r.sigmoid() * self.norm(wkv).unflatten(1, (height, width)))
+        return mixed.permute(0, 3, 1, 2)
+
+
+class ChannelMix(nn.Module):
+    """Mix the channels of each token and of its shifted neighbour: squared ReLU, gated by the receptance.
+
+    x: (B, C, H, W) -> same; the hidden layer has `rate * C` channels. Cost O(H*W*C*C).
+    """
+
+    def __init__(self, channels: int, rate: int = 2) -> None:
+        super().__init__()
+        self.mix_k = nn.Parameter(torch.full((channels,), 0.5))
+        self.mix_r = nn.Parameter(torch.full((channels,), 0.5))
+        self.key = nn.Linear(channels, rate * channels, bias=False)
+        self.norm = nn.LayerNorm(rate * channels)
+        self.receptance = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(rate * channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix every token's channels."""
+        here, beside = _with_shifted(x)  # (B, H, W, C)
+        hidden = self.key(_mix(here, beside, self.mix_k)).relu().square()
+        r = self.receptance(_mix(here, beside, self.mix_r))
+        mixed: Tensor = r.sigmoid() * self.value(self.norm(hidden))
+        return mixed.permute(0, 3, 1, 2)
+
+
+def _with_shifted(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.permute(0, 2, 3, 1), q_shift(x).permute(0, 2, 3, 1)
+
+
+def _mix(here: Tensor, beside: Tensor, share: Tensor) -> Tensor:
+    # lerp wants one dtype: under autocast the map is 16 bit and the parameter is not
+    return torch.lerp(beside, here, share.to(here.dtype))
