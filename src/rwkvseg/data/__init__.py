@@ -1,0 +1,23 @@
+"""Files to cases: readers, layouts, splits. Transforms and phantom are loaded by those who need them."""
+
+from rwkvseg.data.case import Case
+from rwkvseg.data.io import case_id, read_image, read_label, write_label_map
+from rwkvseg.data.layouts import CaseFiles, DataFolder, find_inputs, open_data, read_case
+from rwkvseg.data.splits import Split, make_split, read_split, write_split
+
+__all__ = [
+    "Case",
+    "CaseFiles",
+    "DataFolder",
+    "Split",
+    "case_id",
+    "find_inputs",
+    "make_split",
+    "open_data",
+    "read_case",
+    "read_image",
+    "read_label",
+    "read_split",
+    "write_label_map",
+    "write_split",
+]

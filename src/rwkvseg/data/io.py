@@ -1,0 +1,150 @@
+"""Reading and writing single files: the one place that knows what Pillow and NiBabel return.
+
+Pictures come as (C, row, column), volumes as (C, i, j, k) in the order of the file; docs/reference/data.md
+lists formats.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvseg.data.nifti import read_nifti, write_nifti
+from rwkvseg.data.pictures import read_picture, read_picture_label, write_picture
+from rwkvseg.errors import DataError, LabelError, OutputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
+
+Affine = NDArray[np.float64]
+Label = NDArray[np.integer[Any]]
+
+
+def case_suffix(path: Path) -> str | None:
+    """Known suffix of a file in lower case, or None; `.nii.gz` counts as one.
+
+    >>> case_suffix(Path("a.NII.gz"))
+    '.nii.gz'
+    """
+    name = path.name.lower()
+    return next((suffix for suffix in VOLUME_SUFFIXES + PICTURE_SUFFIXES if name.endswith(suffix)), None)
+
+
+def case_id(path: Path) -> str:
+    """File name without its image suffix.
+
+    >>> case_id(Path("folder/patient 1.v2.nii.gz"))
+    'patient 1.v2'
+    """
+    suffix = case_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+    """Read image (C, *spatial), spacing in mm and affine.
+
+    Pictures keep uint8 or uint16 (C = 1 or 3, alpha dropped, palettes become colours, EXIF orientation not
+    applied as masks do not carry it) and have neither spacing nor affine. NIfTI volumes come as float32 with
+    C = 1.
+
+    Raises:
+        DataError: no such file, not one picture or volume, or NaN among the voxels.
+        UnreadableFileError: truncated, damaged or of another format.
+    """
+    if _is_volume(path):
+        values, affine, spacing = read_nifti(path, dtype=np.float32)
+        _refuse_non_finite(values, path)
+        return values[np.newaxis], spacing, affine
+    image = read_picture(path)
+    _refuse_non_finite(image, path)
+    return image, None, None
+
+
+def read_label(path: Path) -> tuple[Label, Affine | None]:
+    """Read the integers of a label map (*spatial) as they stand in the file, and its affine.
+
+    Raises:
+        LabelError: NaN, fractions, colours, or a lossy picture that is not black and white.
+        DataError, UnreadableFileError: as `read_image`.
+    """
+    if _is_volume(path):
+        values, affine, _ = read_nifti(path)
+        return _as_integers(values, path), affine
+    return _as_integers(read_picture_label(path), path), None
+
+
+def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:
+    """Write a label map, whole or not at all, in the smallest of uint8 and uint16 that holds its values.
+
+    (row, column) is written as grey picture without palette, (i, j, k) as NIfTI whose sform and qform are
+    `affine` (None: the identity).
+
+    Raises:
+        LabelError: values outside 0..65535.
+        OutputError: shape and suffix do not fit, or the disk refuses.
+    """
+    low, high = (int(prediction.min()), int(prediction.max())) if prediction.size else (0, 0)
+    if low < 0 or high > 65535:
+        raise LabelError(f"label map for {path} holds {low}..{high}. Only 0..65535 can be written.")
+    compact = prediction.astype(np.uint8 if high < 256 else np.uint16)
+    suffix = case_suffix(path)
+    if prediction.ndim == 2 and suffix == ".png":
+        write_picture(path, compact)
+    elif prediction.ndim == 3 and suffix in VOLUME_SUFFIXES:
+        write_nifti(path, compact, np.eye(4) if affine is None else affine)
+    else:
+        raise OutputError(
+            f"cannot write a label map of shape {prediction.shape} as {path.name}. "
+            "Use .png for 2 axes and .nii.gz or .nii for 3."
+        )
+
+
+def _is_volume(path: Path) -> bool:
+    suffix = case_suffix(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, not an image. Give one of its files.")
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Check the path.")
+    if suffix is None:
+        raise DataError(
+            f"{path} is of no known format. Use one of {' '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)}."
+        )
+    return suffix in VOLUME_SUFFIXES
+
+
+def _refuse_non_finite(values: NDArray[Any], path: Path) -> None:
+    if values.dtype.kind != "f":
+        return
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise DataError(
+            f"{path} holds NaN or infinity in {bad} of {values.size} voxels. "
+            "Replace them, for instance by the background's intensity."
+        )
+
+
+def _as_integers(values: NDArray[Any], path: Path) -> Label:
+    """Integers as they are; whole floats, which some tools write, as int32."""
+    if values.dtype.kind in "iu":
+        return values
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = values.size - int(np.count_nonzero(finite))
+        raise LabelError(
+            f"label map {path} holds NaN or infinity in {bad} of {values.size} voxels. "
+            "Replace them by 0 or a label."
+        )
+    rounded = np.rint(values)
+    # a scale factor stored in float32 moves whole numbers by some 1e-7 of their size
+    fractional = np.abs(values - rounded) > 1e-4
+    if fractional.any():
+        some = ", ".join(f"{value:.4g}" for value in np.unique(values[fractional])[:5])
+        raise LabelError(
+            f"label map {path} holds fractions such as {some}. "
+            "Resample label maps with nearest neighbour so that they stay whole numbers."
+        )
+    if np.abs(rounded).max(initial=0) > np.iinfo(np.int32).max:
+        raise LabelError(f"label map {path} holds values beyond 32 bits. Renumber the labels from 0 up.")
+    whole: Label = rounded.astype(np.int32)
+    return whole

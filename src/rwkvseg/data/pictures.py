@@ -1,0 +1,113 @@
+"""Pictures (PNG, JPEG, TIFF, BMP) through Pillow: (C, row, column) out, nothing decoded halfway."""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rwkvseg.errors import DataError, LabelError, UnreadableFileError
+from rwkvseg.output import write_atomically
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # never others: Pillow would start Ghostscript on a disguised EPS
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read a picture as (C, row, column): uint8 or uint16 with C = 1 or 3, float32 for a float TIFF."""
+    picture = _decode(path)
+    if picture.mode in ("1", "LA", "La"):
+        picture = picture.convert("L")
+    elif picture.mode not in ("L", "F") and not picture.mode.startswith("I"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transparency is dropped on purpose
+            picture = picture.convert("RGB")
+    values = _integers(picture)
+    return np.ascontiguousarray(values[np.newaxis] if values.ndim == 2 else np.moveaxis(values, -1, 0))
+
+
+def read_picture_label(path: Path) -> NDArray[Any]:
+    """Read the numbers stored in a mask (row, column): palette indices, not colours; bits as 0 and 1.
+
+    Raises:
+        LabelError: channels that differ, or a JPEG that is not black and white.
+    """
+    picture = _decode(path)
+    values = _integers(picture)
+    if values.ndim == 3:
+        values = _common_channel(values, picture.mode, path)
+    if picture.format in ("JPEG", "MPO") and not ((values == 0) | (values == 255)).all():
+        some = ", ".join(str(value) for value in np.unique(values)[:6])
+        raise LabelError(
+            f"mask {path} is a JPEG, whose compression changed its values ({some}, ...). "
+            "Threshold it at 127 and save it as PNG."
+        )
+    return values
+
+
+def write_picture(path: Path, values: NDArray[Any]) -> None:
+    """Write (row, column) uint8 or uint16 as grey PNG, whole or not at all."""
+    with write_atomically(path) as temporary:
+        Image.fromarray(values).save(temporary, format="PNG")
+
+
+def _decode(path: Path) -> Image.Image:
+    """Open a picture and decode all of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which nobody here reads
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with path.open("rb") as file:
+                picture: Image.Image = Image.open(file, formats=FORMATS)
+                # phones add a preview as second frame and call it MPO
+                pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
+                if pages == 1:
+                    picture.load()
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels. Cut it into tiles or shrink it."
+            ) from error
+        except DAMAGE as error:
+            raise UnreadableFileError(
+                f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
+                "It is truncated, damaged or not a PNG, JPEG, TIFF or BMP; fetch or export it again."
+            ) from error
+    if pages > 1:
+        raise DataError(f"{path} holds {pages} pages. Save each as a picture, or the stack as NIfTI.")
+    return picture
+
+
+def _integers(picture: Image.Image) -> NDArray[Any]:
+    """Pixels in native byte order: (row, column) or (row, column, channel)."""
+    values = np.asarray(picture)
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "i" and values.min() >= 0 and values.max() <= 65535:
+        return values.astype(np.uint16)  # Pillow opens some 16-bit files as 32-bit
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _common_channel(values: NDArray[Any], mode: str, path: Path) -> NDArray[Any]:
+    colours = values[..., :-1] if mode in ("LA", "La", "PA", "RGBA", "RGBa") else values
+    differs = (colours != colours[..., :1]).any(axis=-1)
+    if not differs.any():
+        return np.ascontiguousarray(colours[..., 0])
+    place = np.unravel_index(int(differs.argmax()), differs.shape)
+    raise LabelError(
+        f"mask {path} is a colour picture: row {place[0]}, column {place[1]} is {colours[place].tolist()}. "
+        "Save it as grey PNG whose values are the labels."
+    )

@@ -1,0 +1,191 @@
+"""From a case to the network's own grid: normalise, take slices of volumes, resize.
+
+MONAI does the work, and is loaded when first called. transforms.py offers these names as well.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from scipy.ndimage import zoom
+
+from rwkvseg.data.case import Case
+from rwkvseg.errors import DataError
+
+FloatImage = NDArray[np.float32]
+
+
+class Preprocessing(BaseModel):
+    """How a case becomes the network's input; kept in the recipe and in the model file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    channels: int = Field(3, ge=1)
+    """Input channels of the network; grey images are repeated to fit."""
+    size: tuple[int, int] | None = (256, 256)
+    """(rows, columns) that every picture or slice is resized to; None keeps its own."""
+    normalisation: Literal["unit", "zscore", "percentile"] = "unit"
+    """See `normalise`."""
+    slice_axis: int | None = Field(None, ge=0, le=2)
+    """Axis along which volumes are cut; None takes the axis with the largest spacing."""
+    interpolation: Literal["linear", "cubic"] = "linear"
+    """Of images; labels always take the nearest neighbour."""
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_positive(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and min(size) < 1:
+            raise ValueError("both lengths must be 1 or more")
+        return size
+
+
+def normalise(case: Case, preprocessing: Preprocessing) -> Case:
+    """Scale intensities by statistics of the whole case, and fit the number of channels.
+
+    "unit": uint8 / 255, uint16 / 65535, all else from its minimum and maximum to 0..1. "zscore": every
+    channel to mean 0 and standard deviation 1. "percentile": every channel clipped to its 0.5 and 99.5
+    percentiles, then to 0..1. A constant image becomes zeros, except by "unit" of uint8 and uint16.
+
+    Returns:
+        The case with a float32 image of `preprocessing.channels` channels.
+
+    Raises:
+        DataError: neither one channel nor as many as the network takes.
+    """
+    have, want = len(case.image), preprocessing.channels
+    if have not in (1, want):
+        raise DataError(
+            f"case {case.id} has {have} channels, the network takes {want}. "
+            "Set preprocessing.channels to the data's number, or convert the images to grey."
+        )
+    image = SCALINGS[preprocessing.normalisation](case.image)
+    return case.replace(image=np.repeat(image, want, axis=0) if have < want else image)
+
+
+def slice_axis(case: Case, preprocessing: Preprocessing) -> int:
+    """Spatial axis along which a volume is cut: the recipe's, else the largest spacing (ties: the last)."""
+    if preprocessing.slice_axis is not None:
+        return preprocessing.slice_axis
+    if case.spacing is None:
+        return len(case.spatial_shape) - 1
+    # rounded, so that 1 mm and 1.0000001 mm are a tie
+    spacing = [round(mm, 4) for mm in case.spacing]
+    return len(spacing) - 1 - spacing[::-1].index(max(spacing))
+
+
+def iterate_slices(case: Case, axis: int) -> Iterator[Case]:
+    """Cut a volume into 2D cases `id:0000`, `id:0001`, ...: views that keep the two other spacings."""
+    spacing = None if case.spacing is None else case.spacing[:axis] + case.spacing[axis + 1 :]
+    for index in range(case.spatial_shape[axis]):
+        yield Case(
+            id=f"{case.id}:{index:04d}",
+            image=np.moveaxis(case.image, axis + 1, 0)[index],
+            label=None if case.label is None else np.moveaxis(case.label, axis, 0)[index],
+            spacing=spacing,
+        )
+
+
+def resize_image(image: FloatImage, size: tuple[int, int], interpolation: str = "linear") -> FloatImage:
+    """Resize (C, H, W) to (C, *size).
+
+    "linear": pixel centres aligned, smoothed by a Gaussian before shrinking against aliasing. "cubic": spline
+    of order 3, corner pixels aligned and not smoothed, as in TransUNet's published evaluation.
+    """
+    if image.shape[1:] == tuple(size):
+        return image
+    if interpolation == "cubic":
+        # SciPy's: MONAI's bicubic is no spline, and the published numbers rest on this one. "mirror" changes
+        # only a last row or column that rounding puts outside, which would be zeros
+        factors = [new / old for new, old in zip(size, image.shape[1:], strict=True)]
+        return np.stack([zoom(channel, factors, order=3, mode="mirror") for channel in image])
+    # MONAI smooths as if zeros lay outside; what this does to ones is divided out, else the border darkens
+    ones = np.ones((1, *image.shape[1:]), np.float32)
+    resized = _resized(np.concatenate([image, ones]), size, "bilinear")
+    return resized[:-1] / resized[-1:]
+
+
+def resize_label(label: NDArray[np.integer[Any]], size: tuple[int, int]) -> NDArray[np.integer[Any]]:
+    """Resize (H, W) to `size` by the nearest pixel centre; values below 2^24."""
+    if label.shape == tuple(size):
+        return label
+    resized: NDArray[np.integer[Any]] = _resized(label[None].astype(np.float32), size, "nearest-exact")[0]
+    return resized.astype(label.dtype)
+
+
+def _resized(values: FloatImage, size: tuple[int, int], mode: str) -> FloatImage:
+    from monai.transforms import Resize
+
+    return _plain(Resize(size, mode=mode, anti_aliasing=mode == "bilinear")(values))
+
+
+def preprocess(case: Case, preprocessing: Preprocessing) -> list[Case]:
+    """Bring a case to the network's own grid: one 2D case of a picture, one per slice of a volume.
+
+    Raises:
+        DataError: the channels do not fit the network.
+    """
+    case = normalise(case, preprocessing)
+    if len(case.spatial_shape) == 2:
+        return [_resize(case, preprocessing)]
+    return [_resize(item, preprocessing) for item in iterate_slices(case, slice_axis(case, preprocessing))]
+
+
+def _resize(case: Case, preprocessing: Preprocessing) -> Case:
+    size = preprocessing.size
+    if size is None or case.spatial_shape == size:
+        return case
+    spacing = case.spacing
+    if spacing is not None:
+        lengths = zip(spacing, case.spatial_shape, size, strict=True)
+        spacing = tuple(mm * old / new for mm, old, new in lengths)
+    return case.replace(
+        image=resize_image(case.image, size, preprocessing.interpolation),
+        label=None if case.label is None else resize_label(case.label, size),
+        spacing=spacing,
+    )
+
+
+def _unit(image: NDArray[Any]) -> FloatImage:
+    if image.dtype in (np.uint8, np.uint16):
+        return _stretch(image, 0, np.iinfo(image.dtype).max)
+    return _stretch(image, float(image.min()), float(image.max()))
+
+
+def _percentile(image: NDArray[Any]) -> FloatImage:
+    # ScaleIntensityRangePercentiles warns and does not clip where both percentiles are equal
+    limits = [np.percentile(channel, (0.5, 99.5)) for channel in image]
+    return np.stack([_stretch(channel, *limit) for channel, limit in zip(image, limits, strict=True)])
+
+
+def _stretch(values: NDArray[Any], low: float, high: float) -> FloatImage:
+    """Map low..high to 0..1 and clip; all zeros where there is no range."""
+    from monai.transforms import ScaleIntensityRange
+
+    if not high > low:
+        return np.zeros(values.shape, np.float32)
+    # in float64: the range of float32 intensities may overflow float32
+    scale = ScaleIntensityRange(float(low), float(high), 0, 1, clip=True)
+    return _plain(scale(values.astype(np.float64)))
+
+
+def _zscore(image: NDArray[Any]) -> FloatImage:
+    from monai.transforms import NormalizeIntensity
+
+    axes = tuple(range(1, image.ndim))
+    standard = _plain(NormalizeIntensity(channel_wise=True)(image.astype(np.float32)))
+    # what a constant channel leaves is the rounding error of its mean, divided by itself
+    standard[image.min(axes) == image.max(axes)] = 0
+    return standard
+
+
+def _plain(values: Any) -> FloatImage:
+    """MONAI's MetaTensor as an array."""
+    from monai.utils import convert_to_numpy
+
+    array: FloatImage = convert_to_numpy(values)
+    return array
+
+
+SCALINGS = {"unit": _unit, "zscore": _zscore, "percentile": _percentile}

@@ -1,0 +1,119 @@
+"""Files of one case in, a checked Case out."""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvseg.data.case import Case
+from rwkvseg.data.files import CaseFiles
+from rwkvseg.data.io import Affine, Label, read_image, read_label
+from rwkvseg.errors import GeometryError, LabelError
+
+AFFINE_TOLERANCE = 1e-3  # float32 headers and other tools' rounding stay far below, a wrong grid far above
+
+
+def read_case(files: CaseFiles, labels: Mapping[str, int] | None = None, *, with_label: bool = True) -> Case:
+    """Read a case, its channels stacked, its label checked.
+
+    Args:
+        files: where the case lies.
+        labels: name -> value; every value of the label map must be known. A label map of 0 and 255 under two
+            labels 0 and 1 is taken as 0 and 1, and the log says so once.
+        with_label: whether to read the label, if there is one.
+
+    Raises:
+        GeometryError: image, label or channels differ in size, or in affine by more than 1e-3.
+        LabelError: values that `labels` do not know.
+        DataError: as `rwkvseg.data.io.read_image`.
+    """
+    image, spacing, affine = _read_channels(files)
+    label = _read_label(files, image.shape[1:], affine, labels) if with_label and files.label else None
+    return Case(id=files.id, image=image, label=label, spacing=spacing, affine=affine)
+
+
+def label_values(label: Label) -> tuple[int, ...]:
+    """Values that occur in a label map, ascending."""
+    if label.size and label.min() >= 0 and label.max() <= 65535:
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(label.ravel(order="K"))))
+    return tuple(int(value) for value in np.unique(label))
+
+
+def _read_channels(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+    image, spacing, affine = read_image(files.images[0])
+    channels = [image]
+    for path in files.images[1:]:
+        other, _, other_affine = read_image(path)
+        _require_same_grid(path, other.shape[1:], other_affine, files.images[0], (image.shape[1:], affine))
+        channels.append(other)
+    return image if len(channels) == 1 else np.concatenate(channels), spacing, affine
+
+
+def _read_label(
+    files: CaseFiles, shape: tuple[int, ...], affine: Affine | None, labels: Mapping[str, int] | None
+) -> Label:
+    assert files.label is not None
+    label, label_affine = read_label(files.label)
+    _require_same_grid(files.label, label.shape, label_affine, files.images[0], (shape, affine))
+    return label if labels is None else check_label_values(label, labels, files.label)
+
+
+def _require_same_grid(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: Affine | None,
+    reference: Path,
+    grid: tuple[tuple[int, ...], Affine | None],
+) -> None:
+    if shape != grid[0]:
+        raise GeometryError(
+            f"{path} has size {_size(shape)}, {reference} has {_size(grid[0])}. "
+            "Resample one of them so that both have the same grid (labels by nearest neighbour)."
+        )
+    if affine is None or grid[1] is None:
+        return
+    difference = float(np.abs(affine - grid[1]).max())
+    if difference > AFFINE_TOLERANCE:
+        raise GeometryError(
+            f"the affine of {path} differs from that of {reference} by up to {difference:.4g} mm. "
+            "Resample the label to the image's grid, or mend the header that is wrong."
+        )
+
+
+def check_label_values(label: Label, labels: Mapping[str, int], path: Path) -> Label:
+    """Return the label map, 0 and 255 taken as 0 and 1 under two labels; `path` is for the message.
+
+    Raises:
+        LabelError: values that `labels` do not know.
+    """
+    values = label_values(label)
+    known = set(labels.values())
+    if 255 in values and set(values) <= {0, 255} and known == {0, 1}:
+        _say_once("masks hold 0 and 255: 255 is taken as label 1")
+        binary: Label = (label == 255).astype(np.uint8)
+        return binary
+    unknown = [value for value in values if value not in known]
+    if unknown:
+        listed = ", ".join(f"{value} {name}" for name, value in labels.items())
+        raise LabelError(
+            f"label map {path} holds {_first(unknown)}, which no label has; known are {listed}. "
+            "Add the label to dataset.json or the recipe, or mend the label map."
+        )
+    return label
+
+
+@cache
+def _say_once(message: str) -> None:
+    logging.getLogger("rwkvseg").warning(message)
+
+
+def _first(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(length) for length in shape)

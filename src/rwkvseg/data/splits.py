@@ -1,0 +1,160 @@
+"""Which case is trained on, which chooses, which is tested: three rules, kept in a file and reused."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkvseg.data.files import CaseFiles, name_some, read_json
+from rwkvseg.errors import DataError
+from rwkvseg.output import write_text
+
+PARTS = ("train", "val", "test")
+RULES = ("paper", "grouped", "official")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of the three parts; `rule` and `seed` say where they come from."""
+
+    rule: str
+    seed: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def make_split(cases: Sequence[CaseFiles], rule: str, seed: int = 0) -> Split:
+    """Deal cases into train, val and test.
+
+    Args:
+        cases: labelled cases; their order does not matter.
+        rule: "paper": permute the sorted ids by `numpy.random.default_rng(seed).permutation(n)`; the first
+            floor(n / 10) are test, the next floor(n / 10) val, the rest train. Frames of one video or patient
+            may cross parts. "grouped": the same permutation over the sorted groups; whole groups fill test,
+            then val, until each holds at least floor(n / 10) cases. "official": the parts of the data folder;
+            where it has no val part, floor(n / 10) of its n train cases become val, the first in the
+            permutation.
+        seed: of the permutation.
+
+    Returns:
+        The split, ids sorted within each part.
+
+    Raises:
+        DataError: an unknown rule, fewer than 10 cases, no groups, or no official parts.
+    """
+    if rule == "paper":
+        parts = _deal(sorted(case.id for case in cases), seed)
+    elif rule == "grouped":
+        parts = _deal_groups(cases, seed)
+    elif rule == "official":
+        parts = _take_parts(cases, seed)
+    else:
+        raise DataError(f"unknown split rule '{rule}'. Choose one of {', '.join(RULES)}.")
+    return Split(rule, seed, *(tuple(sorted(parts[part])) for part in PARTS))
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write a split as JSON, one line a part, whole or not at all."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(split).items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_split(path: Path, cases: Sequence[CaseFiles]) -> Split:
+    """Read a split and check it against the data; cases that it does not name are left out.
+
+    `{"train": [...], "val": [...], "test": [...]}` is enough; `rule` and `seed` are then "file" and 0.
+
+    Raises:
+        DataError: no such file, not that JSON, unknown ids, or an id named twice.
+    """
+    if not path.is_file():
+        raise DataError(f"split file {path} does not exist. Check the path, or choose a rule instead.")
+    content = read_json(path)
+    split = Split(
+        str(content.get("rule", "file")), _seed(content, path), *(_ids(content, part, path) for part in PARTS)
+    )
+    named = Counter(split.train + split.val + split.test)
+    repeated = [case for case, times in named.items() if times > 1]
+    if repeated:
+        raise DataError(
+            f"{path} names {len(repeated)} cases twice: {name_some(repeated)}. Keep each in one part."
+        )
+    known = {case.id for case in cases}
+    unknown = [case for case in named if case not in known]
+    if unknown:
+        raise DataError(
+            f"{path} names {len(unknown)} cases that the data does not have: {name_some(unknown)}. "
+            "Use the split of this data set, or restore the cases."
+        )
+    return split
+
+
+def _deal(names: Sequence[str], seed: int) -> dict[str, list[str]]:
+    _require_ten(len(names))
+    dealt = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    part = len(names) // 10
+    return {"test": dealt[:part], "val": dealt[part : 2 * part], "train": dealt[2 * part :]}
+
+
+def _deal_groups(cases: Sequence[CaseFiles], seed: int) -> dict[str, list[str]]:
+    _require_ten(len(cases))
+    members: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        if case.group is None:
+            raise DataError(f"case {case.id} has no group. Add groups.csv (id,group) to the data folder.")
+        members[case.group].append(case.id)
+    groups = sorted(members)
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    wanted = len(cases) // 10
+    for index in np.random.default_rng(seed).permutation(len(groups)):
+        part = next((part for part in ("test", "val") if len(parts[part]) < wanted), "train")
+        parts[part] += members[groups[index]]
+    if not all(parts.values()):
+        raise DataError(
+            f"{len(groups)} groups are too few for three parts. Use the rule 'paper' or a split file."
+        )
+    return parts
+
+
+def _take_parts(cases: Sequence[CaseFiles], seed: int) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for case in cases:
+        if case.part not in parts:
+            raise DataError(
+                f"case {case.id} has no official part. Use folders train/, val/, test/, or another rule."
+            )
+        parts[case.part].append(case.id)
+    if not parts["val"]:
+        names = sorted(parts["train"])
+        _require_ten(len(names))
+        dealt = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+        parts["val"], parts["train"] = dealt[: len(names) // 10], dealt[len(names) // 10 :]
+    return parts
+
+
+def _require_ten(number: int) -> None:
+    if number < 10:
+        raise DataError(
+            f"{number} cases are too few to set a tenth aside. Name the parts in a split file instead."
+        )
+
+
+def _ids(content: dict[str, Any], part: str, path: Path) -> tuple[str, ...]:
+    ids = content.get(part)
+    if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
+        raise DataError(
+            f"{path} has no list of ids under '{part}'. Write it as [\"id\", ...], empty if need be."
+        )
+    return tuple(ids)
+
+
+def _seed(content: dict[str, Any], path: Path) -> int:
+    seed = content.get("seed", 0)
+    if not isinstance(seed, int):
+        raise DataError(f"{path} has seed {seed!r}. Write a whole number.")
+    return seed

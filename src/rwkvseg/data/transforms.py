@@ -1,0 +1,103 @@
+"""Augmentation on the network's own grid by MONAI, and the preprocessing names (preprocessing.py).
+
+Every draw comes from one generator that is a function of (seed, epoch, case): workers, platforms and
+PYTHONHASHSEED change nothing. MONAI is loaded when an augmentation is built, not before.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from rwkvseg.data.preprocessing import (
+    Preprocessing,
+    iterate_slices,
+    normalise,
+    preprocess,
+    resize_image,
+    resize_label,
+    slice_axis,
+)
+
+__all__ = [
+    "Augmentation",
+    "Preprocessing",
+    "build_augmentation",
+    "iterate_slices",
+    "normalise",
+    "preprocess",
+    "resize_image",
+    "resize_label",
+    "sample_generator",
+    "slice_axis",
+]
+
+Augment = Callable[[Tensor, Tensor, np.random.RandomState], tuple[Tensor, Tensor]]
+
+
+class Augmentation(BaseModel):
+    """Ranges, 0 for none, and probabilities; by default nothing is changed.
+
+    Intensities are in units of the normalised image (1 is the whole range after "unit", one deviation after
+    "zscore").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    geometry_probability: float = Field(1.0, ge=0, le=1)
+    """Of rotation, scale and shift, which are one resampling."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Degrees either way."""
+    scale: float = Field(0.0, ge=0, le=2)
+    """Rows and columns are each shrunk by a factor of their own, uniform in exp(-scale)..exp(scale)."""
+    shift: float = Field(0.0, ge=0, le=1)
+    """Fraction of each side, either way; magnified as the picture is."""
+    flip_rows: float = Field(0.0, ge=0, le=1)
+    """Probability of turning the picture upside down."""
+    flip_columns: float = Field(0.0, ge=0, le=1)
+    """Probability of swapping left and right."""
+    elastic_probability: float = Field(1.0, ge=0, le=1)
+    elastic: float = Field(0.0, ge=0, le=0.2)
+    """Largest displacement, at 8 x 8 control points, as a fraction of each side; a resampling of its own."""
+    padding: Literal["reflection", "zeros"] = "reflection"
+    """What comes in from outside; "zeros" is background in the label."""
+    contrast_probability: float = Field(1.0, ge=0, le=1)
+    contrast: float = Field(0.0, ge=0, lt=1)
+    """Factor 1 + u about the mean, u uniform in -contrast..contrast."""
+    brightness_probability: float = Field(1.0, ge=0, le=1)
+    brightness: float = Field(0.0, ge=0)
+    """Offset of all channels, either way."""
+    channel_probability: float = Field(1.0, ge=0, le=1)
+    channel_offset: float = Field(0.0, ge=0)
+    """Offset of each channel by itself, either way."""
+    blur_probability: float = Field(0.5, ge=0, le=1)
+    blur: float = Field(0.0, ge=0, le=20)
+    """Largest standard deviation of a Gaussian, in pixels, drawn for rows and columns separately."""
+    noise_probability: float = Field(0.5, ge=0, le=1)
+    noise: float = Field(0.0, ge=0)
+    """Largest standard deviation of Gaussian noise."""
+
+
+def build_augmentation(settings: Augmentation) -> Augment:
+    """Make the function (image (C, H, W) float32, label (H, W), generator) -> (image, label), shapes kept.
+
+    Image and label move together: the image is interpolated linearly, the label takes the nearest pixel. The
+    inputs are not changed.
+    """
+    from rwkvseg.data.augmentation import augment
+
+    return partial(augment, settings)
+
+
+def sample_generator(seed: int, epoch: int, case_id: str) -> np.random.RandomState:
+    """Generator of one draw, by SHA-256 of "seed:epoch:case_id".
+
+    >>> sample_generator(0, 3, "a").randint(1000) == sample_generator(0, 3, "a").randint(1000)
+    True
+    """
+    digest = hashlib.sha256(f"{seed}:{epoch}:{case_id}".encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4").astype(np.uint32))
