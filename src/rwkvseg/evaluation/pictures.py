@@ -1,0 +1,295 @@
+"""Pictures of cases for people: the image, both contours, and where they part.
+
+Colours are Okabe and Ito's (2008), which stay apart under the common kinds of colour blindness. Pillow is
+imported when the first picture is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, binary_erosion
+
+from rwkvseg.errors import ShapeError
+from rwkvseg.evaluation.metrics import check_spacing
+from rwkvseg.evaluation.protocols import ClassScore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (240, 228, 66),  # yellow: the first, since it shows on dark, grey and red tissue alike
+    (0, 158, 115),  # bluish green
+    (213, 94, 0),  # vermilion
+    (0, 114, 178),  # blue
+    (204, 121, 167),  # reddish purple; from here on shared with the errors, which have a panel of their own
+    (86, 180, 233),  # sky blue
+    (230, 159, 0),  # orange
+    (255, 255, 255),
+)
+"""Contour colour of label 1, 2, ...; from the ninth label on they repeat."""
+
+ERROR_COLOURS: dict[str, Colour] = {
+    "false positive": (230, 159, 0),
+    "false negative": (86, 180, 233),
+    "wrong class": (204, 121, 167),
+}
+"""Fill colour of a wrong pixel: predicted but not true, true but not predicted, another class predicted."""
+
+PANELS = ("image", "truth", "prediction", "errors")
+"""What `draw_overlay` shows, from left to right."""
+
+_SIDE = 256  # pixels of a panel's shorter side at least: contours of 2 pixels stay fine lines
+_LARGEST = 512  # pixels of a panel's longer side at most, so that a report stays small
+_GAP = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One slice or picture of a case, with what should be and what was predicted on it."""
+
+    case: str
+    """Id of the case."""
+    image: Pixels
+    """(H, W) or (H, W, 3), uint8."""
+    truth: NDArray[Any]
+    """(H, W), label values."""
+    prediction: NDArray[Any]
+    """(H, W), label values."""
+    dsc: float
+    """Dice of the whole case, 0 to 1, for the caption."""
+    spacing: tuple[float, float] = (1.0, 1.0)
+    """Distance between rows and between columns; only their ratio matters here."""
+    caption: str = ""
+    """Which part of the case is shown, such as "slice 7 of axis 2"; empty for the whole picture."""
+
+
+def make_picture(
+    case_id: str,
+    image: NDArray[Any],
+    truth: NDArray[Any],
+    prediction: NDArray[Any],
+    dsc: float,
+    spacing: Sequence[float] | None = None,
+    *,
+    affine: NDArray[np.float64] | None = None,
+) -> Picture:
+    """Choose what to show of a case: a picture whole, of a volume the slice with the most wrong voxels.
+
+    Volumes are cut along the axis with the largest spacing (the last of equals). Without a wrong voxel the
+    slice with the most structure is taken. With an `affine` the slice is turned as radiologists hang it:
+    anterior or superior on top, the patient's right on the left.
+
+    Args:
+        case_id: id of the case.
+        image: (C, *spatial), any range; scaled to 0..255 between its 0.5 and 99.5 percentiles unless it is
+            uint8. Three channels of a picture are red, green and blue, otherwise the first channel is shown.
+        truth: (*spatial), label values.
+        prediction: (*spatial), label values.
+        dsc: Dice of the whole case, 0 to 1.
+        spacing: mm per voxel along each axis, or None.
+        affine: (4, 4), voxel to RAS+ mm, or None.
+
+    Raises:
+        ShapeError: the shapes do not belong together or have neither 2 nor 3 spatial axes.
+        GeometryError: `spacing` does not fit.
+    """
+    if (
+        truth.ndim not in (2, 3)
+        or not image.shape[1:] == truth.shape == prediction.shape
+        or image.shape[0] < 1
+    ):
+        raise ShapeError(
+            f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} of case "
+            f"{case_id!r} are not (channels, *spatial), (*spatial) and (*spatial). "
+            "Give all three on the same grid."
+        )
+    steps = check_spacing(spacing, truth.ndim)
+    if truth.ndim == 2:
+        pixels = image if image.shape[0] == 3 else image[:1]
+        return Picture(case_id, _to_pixels(pixels, image), truth, prediction, dsc, (steps[0], steps[1]))
+    axis = max(range(3), key=lambda candidate: (steps[candidate], candidate))
+    index = _most_wrong_slice(truth, prediction, axis)
+    shown = [np.take(array, index, axis=axis) for array in (image[0], truth, prediction)]
+    rows, columns = (step for other, step in enumerate(steps) if other != axis)
+    if affine is not None:
+        shown, swapped = _hang(shown, affine, axis)
+        rows, columns = (columns, rows) if swapped else (rows, columns)
+    pixels = _to_pixels(shown[0][None], image[:1])
+    caption = f"slice {index} of axis {axis}"
+    return Picture(case_id, pixels, shown[1], shown[2], dsc, (rows, columns), caption)
+
+
+def representative_cases(scores: Sequence[ClassScore], number: int = 3) -> dict[str, list[str]]:
+    """Ids of the best, median and worst cases by mean Dice over the classes that count in each.
+
+    No case appears twice: of n cases each list takes at most n // 3; of two, one is best and one worst.
+    Cases without any score are left out. Best and worst start with the extreme one.
+    """
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        if not math.isnan(score.dsc):
+            by_case.setdefault(score.case, []).append(score.dsc)
+    ranked = sorted(by_case, key=lambda case: (-sum(by_case[case]) / len(by_case[case]), case))
+    if len(ranked) < 3:
+        return {"best": ranked[:1], "median": [], "worst": ranked[1:]}
+    count = max(1, min(number, len(ranked) // 3))
+    middle = (len(ranked) - count) // 2
+    return {
+        "best": ranked[:count],
+        "median": ranked[middle : middle + count],
+        "worst": ranked[: -count - 1 : -1],
+    }
+
+
+def draw_overlay(picture: Picture) -> Image:
+    """Four panels beside each other: image, contours of the truth, contours of the prediction, errors.
+
+    Every panel has the physical proportions of the slice. Small slices are enlarged by nearest neighbour, so
+    a contour runs along the true edges of the pixels. On the errors the truth's contour is white.
+
+    Returns:
+        An RGB picture of Pillow, panels at least 256 pixels high and wide (unless the slice is very long).
+    """
+    image, truth, prediction = _enlarged(picture)
+    return _beside_each_other(
+        [
+            image,
+            _with_contours(image, truth),
+            _with_contours(image, prediction),
+            _with_errors(image, truth, prediction),
+        ]
+    )
+
+
+def draw_prediction(picture: Picture) -> Image:
+    """Two panels: image, and contours of the prediction; for cases whose truth nobody knows."""
+    image, _, prediction = _enlarged(picture)
+    return _beside_each_other([image, _with_contours(image, prediction)])
+
+
+def _enlarged(picture: Picture) -> tuple[Pixels, NDArray[Any], NDArray[Any]]:
+    """Image in colour, truth and prediction at the size of a panel."""
+    height, width = _panel_size(picture)
+    image = _resized(picture.image, height, width)
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    return image, _nearest(picture.truth, height, width), _nearest(picture.prediction, height, width)
+
+
+def _beside_each_other(panels: Sequence[Pixels]) -> Image:
+    from PIL import Image
+
+    height, width = panels[0].shape[:2]
+    sheet = np.full((height, len(panels) * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8)
+    for position, panel in enumerate(panels):
+        left = position * (width + _GAP)
+        sheet[:, left : left + width] = panel
+    return Image.fromarray(sheet)
+
+
+def _most_wrong_slice(truth: NDArray[Any], prediction: NDArray[Any], axis: int) -> int:
+    others = tuple(other for other in range(3) if other != axis)
+    for measure in (truth != prediction, truth != 0):
+        count = np.count_nonzero(measure, axis=others)
+        if count.any():
+            return int(np.argmax(count))
+    return int(truth.shape[axis]) // 2
+
+
+def _hang(
+    shown: list[NDArray[Any]], affine: NDArray[np.float64], axis: int
+) -> tuple[list[NDArray[Any]], bool]:
+    """Turn slices so that rows run to inferior or posterior and columns to left or posterior."""
+    kept = [other for other in range(3) if other != axis]
+    columns = np.asarray(affine, dtype=np.float64)[:3, kept]
+    world = np.abs(columns).argmax(axis=0)
+    # in RAS+ these are the falling directions; the higher world axis (A over R, S over A) is upright
+    rising = tuple(i for i in range(2) if columns[world[i], i] > 0)
+    turned = [np.flip(array, rising) for array in shown]
+    swapped = bool(world[0] < world[1])
+    return [array.T if swapped else array for array in turned], swapped
+
+
+def _to_pixels(channels: NDArray[Any], whole: NDArray[Any]) -> Pixels:
+    """(1 or 3, H, W) -> (H, W) or (H, W, 3) uint8, on the grey scale of the whole image."""
+    moved = np.moveaxis(channels, 0, -1) if channels.shape[0] == 3 else channels[0]
+    if moved.dtype == np.uint8:
+        return np.ascontiguousarray(moved)
+    finite = whole[np.isfinite(whole)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    shown = np.nan_to_num(moved.astype(np.float64), nan=float(low))
+    scaled = (shown - low) / max(float(high - low), 1e-12)
+    return np.ascontiguousarray(np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8))
+
+
+def _panel_size(picture: Picture) -> tuple[int, int]:
+    finest = min(picture.spacing)
+    height, width = (
+        size * step / finest for size, step in zip(picture.truth.shape, picture.spacing, strict=True)
+    )
+    # a whole factor, since nearest neighbour by any other makes pixels of unequal size
+    scale: float = min(math.ceil(_SIDE / min(height, width)), _LARGEST // max(height, width))
+    if scale < 1:
+        scale = _LARGEST / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _resized(image: Pixels, height: int, width: int) -> Pixels:
+    """Nearest where pixels grow, so that none is invented; averaged where they shrink."""
+    from PIL import Image
+
+    if image.shape[0] <= height and image.shape[1] <= width:
+        return _nearest(image, height, width)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def _nearest(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    rows = (np.arange(height) + 0.5) * array.shape[0] // height
+    columns = (np.arange(width) + 0.5) * array.shape[1] // width
+    return np.asarray(array[rows.astype(np.intp)[:, None], columns.astype(np.intp)])
+
+
+def _with_contours(image: Pixels, labels: NDArray[Any]) -> Pixels:
+    """A line of 2 pixels just inside every structure and a dark one outside, seen on any ground."""
+    drawn = image.copy()
+    values = [int(value) for value in np.unique(labels) if value != 0]
+    for value in values:
+        mask = labels == value
+        outside = binary_dilation(mask) & (labels == 0)
+        drawn[outside] = drawn[outside] // 4
+    for value in values:
+        mask = labels == value
+        drawn[mask & ~binary_erosion(mask, iterations=2)] = class_colour(value)
+    return drawn
+
+
+def class_colour(label: int) -> Colour:
+    """Contour colour of a label value from 1 on."""
+    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+
+
+def _with_errors(image: Pixels, truth: NDArray[Any], prediction: NDArray[Any]) -> Pixels:
+    """Grey, darkened image; wrong pixels filled by kind; the outline of the truth in white."""
+    grey = image.mean(axis=2, keepdims=True) * 0.6
+    drawn = np.repeat(grey, 3, axis=2)
+    kinds = {
+        "false positive": (truth == 0) & (prediction != 0),
+        "false negative": (truth != 0) & (prediction == 0),
+        "wrong class": (truth != 0) & (prediction != 0) & (truth != prediction),
+    }
+    for kind, wrong in kinds.items():
+        drawn[wrong] = ERROR_COLOURS[kind]
+    for value in np.unique(truth[truth != 0]):
+        mask = truth == value
+        drawn[mask & ~binary_erosion(mask)] = 255
+    filled: Pixels = np.rint(drawn).astype(np.uint8)
+    return filled

@@ -1,0 +1,207 @@
+"""From two label maps of a case to its scores, under one of two conventions that are never mixed.
+
+    |                                   | strict (default)                        | transunet             |
+    | prediction empty, truth empty     | not scored (NaN), "absent"              | Dice 0, HD95 0        |
+    | prediction non-empty, truth empty | Dice 0, HD95 NaN, "false_positive"      | Dice 1, HD95 0        |
+    | prediction empty, truth non-empty | Dice 0, HD95 the diagonal, "missed"     | Dice 0, HD95 0        |
+    | distances                         | mm by the spacing (pixels without it)   | voxels, no spacing    |
+
+`transunet` is what the published 2D code computes, quirks included, to stand beside published figures.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from rwkvseg.errors import LabelError, ShapeError, UsageError
+from rwkvseg.evaluation.metrics import check_spacing, dice, hausdorff_95
+
+Protocol = Literal["strict", "transunet"]
+Outcome = Literal["scored", "absent", "false_positive", "missed"]
+LabelMap = NDArray[Any]
+Box = tuple[slice, ...]
+
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class of one case."""
+
+    case: str
+    """Id of the case."""
+    label: int
+    """Value of the class in the label maps."""
+    name: str
+    """Name of the class."""
+    dsc: float
+    """Dice similarity coefficient, 0 to 1; NaN where the protocol does not score."""
+    hd95: float
+    """HD95 in the unit of `distance_unit`; NaN where the protocol does not score."""
+    outcome: Outcome
+    """What was found, under either protocol; "scored" when prediction and truth both hold the class."""
+    tp: int
+    """Pixels or voxels of the class in both."""
+    fp: int
+    """Pixels or voxels of the class in the prediction only."""
+    fn: int
+    """Pixels or voxels of the class in the truth only."""
+    tn: int
+    """Pixels or voxels of the class in neither."""
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise UsageError unless `protocol` is one of `PROTOCOLS`."""
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r} is unknown. Choose one of {', '.join(PROTOCOLS)}.")
+
+
+def distance_unit(protocol: str, spacing: Sequence[float] | None) -> Literal["mm", "px"]:
+    """Unit of HD95: "mm" under `strict` when the spacing is known, else "px" (pixels or voxels).
+
+    Example:
+        >>> distance_unit("strict", (0.8, 0.8)), distance_unit("transunet", (0.8, 0.8))
+        ('mm', 'px')
+    """
+    return "mm" if protocol == "strict" and spacing is not None else "px"
+
+
+def score_case(
+    case: str,
+    prediction: LabelMap,
+    truth: LabelMap,
+    *,
+    labels: Mapping[str, int],
+    spacing: Sequence[float] | None = None,
+    protocol: Protocol = "strict",
+) -> list[ClassScore]:
+    """Score every class of a case, in the order of the label values, background (0) left out.
+
+    Args:
+        case: id, copied into every score.
+        prediction: integer label map, 2 or 3 axes.
+        truth: integer label map of the same shape.
+        labels: name to value; a value in a map that is not listed is refused, since it would pass for
+            background.
+        spacing: mm per voxel along each axis, or None for distances in pixels.
+        protocol: "strict" or "transunet", see the table at the top of this file.
+
+    Raises:
+        ShapeError: the shapes differ or have neither 2 nor 3 axes.
+        LabelError: a map is not of integers or holds a value that `labels` does not name.
+        GeometryError: `spacing` does not fit.
+        UsageError: an unknown protocol.
+
+    Example:
+        >>> truth = np.array([[0, 1, 1], [0, 0, 2]])
+        >>> labels = {"liver": 1, "spleen": 2, "kidney": 3}
+        >>> [score.dsc for score in score_case("a", truth, truth, labels=labels)]
+        [1.0, 1.0, nan]
+    """
+    check_protocol(protocol)
+    if prediction.shape != truth.shape or truth.ndim not in (2, 3):
+        raise ShapeError(
+            f"prediction {prediction.shape} and truth {truth.shape} of case {case!r} are not two maps "
+            "of the same 2 or 3 axes. Bring the prediction back to the grid of the truth before scoring."
+        )
+    check_spacing(spacing, truth.ndim)
+    names = {value: name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value != 0}
+    boxes = [
+        _boxes(array, labels, f"the {what} of case {case!r}")
+        for what, array in (("prediction", prediction), ("truth", truth))
+    ]
+    grid = spacing if protocol == "strict" else None
+    return [
+        _score_class(
+            (case, value, name), (prediction, truth), [found.get(value) for found in boxes], grid, protocol
+        )
+        for value, name in names.items()
+    ]
+
+
+def _score_class(
+    identity: tuple[str, int, str],
+    maps: tuple[LabelMap, LabelMap],
+    boxes: list[Box | None],
+    spacing: Sequence[float] | None,
+    protocol: Protocol,
+) -> ClassScore:
+    case, label, name = identity
+    shape = maps[0].shape
+    held = [box for box in boxes if box is not None]
+    box = _union(held) if held else (slice(0, 0),) * len(shape)
+    # beyond the joint box neither map holds the class, so counts and distances need nothing else
+    prediction, truth = (np.asarray(array[box] == label) for array in maps)
+    tp = int(np.count_nonzero(prediction & truth))
+    fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(truth)) - tp
+    outcome = _outcome(predicted=boxes[0] is not None, present=boxes[1] is not None)
+    if outcome == "scored":
+        dsc, hd95 = dice(prediction, truth), hausdorff_95(prediction, truth, spacing)
+    else:
+        dsc, hd95 = _scores_of_empty(outcome, protocol, _diagonal(shape, spacing))
+    return ClassScore(case, label, name, dsc, hd95, outcome, tp, fp, fn, math.prod(shape) - tp - fp - fn)
+
+
+def _outcome(*, predicted: bool, present: bool) -> Outcome:
+    if predicted and present:
+        return "scored"
+    if predicted:
+        return "false_positive"
+    return "missed" if present else "absent"
+
+
+def _scores_of_empty(outcome: Outcome, protocol: Protocol, diagonal: float) -> tuple[float, float]:
+    """Dice and HD95 where one mask or both are empty."""
+    table: dict[tuple[str, str], tuple[float, float]] = {
+        ("strict", "absent"): (math.nan, math.nan),
+        ("strict", "false_positive"): (0.0, math.nan),
+        ("strict", "missed"): (0.0, diagonal),
+        ("transunet", "absent"): (0.0, 0.0),
+        ("transunet", "false_positive"): (1.0, 0.0),
+        ("transunet", "missed"): (0.0, 0.0),
+    }
+    return table[protocol, outcome]
+
+
+def _diagonal(shape: tuple[int, ...], spacing: Sequence[float] | None) -> float:
+    """Length of the image's diagonal, outer edge to outer edge: no distance within the image is larger."""
+    return math.hypot(
+        *(size * step for size, step in zip(shape, check_spacing(spacing, len(shape)), strict=True))
+    )
+
+
+def _boxes(array: LabelMap, labels: Mapping[str, int], what: str) -> dict[int, Box]:
+    """Bounding box of every label value that occurs, found in one pass over the whole map."""
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise LabelError(f"{what} has values of type {array.dtype}. Give integer labels, after the arg-max.")
+    known = {0, *labels.values()}
+    if array.size and (array.min() < 0 or array.max() > max(known)):
+        raise _unknown_labels(set(np.unique(array).tolist()) - known, labels, what)
+    # narrow integers are all that labels need, and unsigned 64 bits are more than find_objects takes
+    narrow = array if array.dtype.itemsize < 8 else array.astype(np.int64)
+    found = {value: box for value, box in enumerate(find_objects(narrow), start=1) if box is not None}
+    if not found.keys() <= known:
+        raise _unknown_labels(found.keys() - known, labels, what)
+    return found
+
+
+def _unknown_labels(values: set[int], labels: Mapping[str, int], what: str) -> LabelError:
+    known = ", ".join(f"{value} ({name})" for name, value in labels.items())
+    listed = ", ".join(str(value) for value in sorted(values)[:10])
+    return LabelError(
+        f"{what} holds the values {listed}, which no label names; known are {known}. "
+        "Name them in the labels, or remap the label map."
+    )
+
+
+def _union(boxes: Sequence[Box]) -> Box:
+    return tuple(
+        slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
+    )

@@ -1,0 +1,249 @@
+"""One HTML file that shows what a model did: figures, what they leave out, how they were made, and pictures.
+
+Everything is inside the file (style, plots and pictures), it runs no script, and it prints.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from rwkvseg.evaluation.pictures import (
+    ERROR_COLOURS,
+    PANELS,
+    Colour,
+    Picture,
+    class_colour,
+    draw_overlay,
+    make_picture,
+    representative_cases,
+)
+from rwkvseg.evaluation.plots import distribution_plot
+from rwkvseg.evaluation.protocols import ClassScore
+from rwkvseg.evaluation.report_text import STYLE, conventions, exclusions
+from rwkvseg.evaluation.statistics import Interval
+from rwkvseg.evaluation.summary import ClassSummary, Summary
+from rwkvseg.output import write_text
+
+_EMPTY = ("missed", "false_positive", "absent")
+_DASH = "\N{EN DASH}"
+
+__all__ = ["Picture", "draw_overlay", "make_picture", "representative_cases", "write_report"]
+
+
+def write_report(
+    path: Path,
+    summary: Summary,
+    scores: Sequence[ClassScore],
+    pictures: Mapping[str, Sequence[Picture]],
+    *,
+    context: Mapping[str, str],
+) -> None:
+    """Write the report of an evaluation as one self-contained HTML file.
+
+    Args:
+        path: the HTML file.
+        summary: of `summarise`.
+        scores: the scores that were summarised.
+        pictures: heading ("best", "median", "worst") to the pictures below it.
+        context: what a reader must know, name to value: data, checkpoint, date, version. "title" is the
+            heading of the page.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    title = escape(context.get("title", "Segmentation report"))
+    body = [
+        f"<header><h1>{title}</h1>{_headline(summary)}</header>",
+        _section("What was evaluated", _context_table(summary, context)),
+        _section("Result", _summary_table(summary) + _table_note(summary)),
+        _section("Empty structures, and what they did to the figures", _listed(exclusions(summary))),
+        _section("Spread over cases", _plot(summary, scores)),
+        *_picture_sections(scores, pictures),
+        _section("How the figures are defined", _listed(conventions(summary))),
+        _section("Every case", _case_table(summary, scores)),
+    ]
+    write_text(
+        path,
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n",
+    )
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
+
+
+def _headline(summary: Summary) -> str:
+    share = f"{100 * summary.confidence:g} % interval"
+    dsc, hd95 = summary.mean.dsc, summary.mean.hd95
+    figures = (
+        ("Mean DSC", _percent(dsc), "%", f"{share} {_interval(dsc, 100)}"),
+        ("Mean HD95", _number(hd95.mean), summary.unit, f"{share} {_interval(hd95, 1)}"),
+        ("Cases", str(len(summary.cases)), "", f"protocol {escape(summary.protocol)}"),
+    )
+    tiles = "".join(
+        f'<div class="tile"><span class="name">{name}</span>'
+        f'<span class="value">{value}<small> {unit}</small></span><span class="range">{detail}</span></div>'
+        for name, value, unit, detail in figures
+    )
+    return f'<div class="tiles">{tiles}</div>'
+
+
+def _context_table(summary: Summary, context: Mapping[str, str]) -> str:
+    entries = {
+        **{name: value for name, value in context.items() if name != "title"},
+        "metric protocol": summary.protocol,
+        "cases": str(len(summary.cases)),
+    }
+    rows = (
+        f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in entries.items()
+    )
+    return f'<table class="context">{"".join(rows)}</table>'
+
+
+def _summary_table(summary: Summary) -> str:
+    unit, share = summary.unit, f"{100 * summary.confidence:g} % interval"
+    heads = [
+        "class",
+        "DSC (%)",
+        share,
+        "cases",
+        f"HD95 ({unit})",
+        share,
+        "cases",
+        f"without missed ({unit})",
+        *(outcome.replace("_", " ") for outcome in _EMPTY),
+    ]
+    rows = [_summary_row(row) for row in summary.classes]
+    return (
+        f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody>"
+        f"<tfoot>{_summary_row(summary.mean)}</tfoot></table>"
+    )
+
+
+def _summary_row(row: ClassSummary) -> str:
+    cells = [
+        _percent(row.dsc),
+        _interval(row.dsc, 100),
+        str(row.dsc.cases),
+        _number(row.hd95.mean),
+        _interval(row.hd95, 1),
+        str(row.hd95.cases),
+        _number(row.hd95_found.mean),
+        *(str(row.outcomes[outcome]) for outcome in _EMPTY),
+    ]
+    return f'<tr><th scope="row">{escape(row.name)}</th>{_cells(cells)}</tr>'
+
+
+def _table_note(summary: Summary) -> str:
+    drawn = "patients or videos" if summary.grouped else "cases"
+    text = (
+        f"Intervals hold {100 * summary.confidence:g} % of {summary.resamples} bootstrap means over {drawn}. "
+        "They say how the mean would move with other cases, not with another training."
+    )
+    if not summary.mean.dsc.defined:
+        text += " With fewer than two of them there is no interval."
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _plot(summary: Summary, scores: Sequence[ClassScore]) -> str:
+    png = distribution_plot(scores, summary.unit)
+    note = (
+        "Box: quartiles and median. Blue points: cases in which prediction and truth both hold the class. "
+        "Vermilion crosses: one of the two is empty, scored as the protocol says."
+    )
+    return f'{_embedded(png, "DSC and HD95 per class")}<p class="note">{escape(note)}</p>'
+
+
+def _picture_sections(scores: Sequence[ClassScore], pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
+    shown = {heading: group for heading, group in pictures.items() if group}
+    if not shown:
+        return []
+    sections = [_section("Cases in pictures", _legend(scores))]
+    for heading, group in shown.items():
+        figures = "".join(_figure(picture) for picture in group)
+        sections.append(f'<section class="cases"><h3>{escape(heading.capitalize())}</h3>{figures}</section>')
+    return sections
+
+
+def _figure(picture: Picture) -> str:
+    file = io.BytesIO()
+    draw_overlay(picture).save(file, format="PNG", optimize=True)
+    score = "not scored" if math.isnan(picture.dsc) else f"DSC {100 * picture.dsc:.2f} %"
+    detail = f" · {escape(picture.caption)}" if picture.caption else ""
+    panels = "".join(f"<span>{panel}</span>" for panel in PANELS)
+    return (
+        f"<figure><figcaption><b>{escape(picture.case)}</b> · {score}{detail}</figcaption>"
+        f"{_embedded(file.getvalue(), f'overlay of case {picture.case}')}"
+        f'<div class="panels">{panels}</div></figure>'
+    )
+
+
+def _legend(scores: Sequence[ClassScore]) -> str:
+    names = {score.label: score.name for score in scores}
+    classes = [_swatch(class_colour(label), name, "line") for label, name in sorted(names.items())]
+    # one class cannot be mistaken for another
+    kinds = [kind for kind in ERROR_COLOURS if len(names) > 1 or kind != "wrong class"]
+    errors = [_swatch(ERROR_COLOURS[kind], kind, "fill") for kind in kinds]
+    errors.append(_swatch((255, 255, 255), "outline of the truth", "line"))
+    return (
+        f'<p class="legend"><b>Contours</b> {"".join(classes)}</p>'
+        f'<p class="legend"><b>Errors</b> {"".join(errors)}</p>'
+    )
+
+
+def _swatch(colour: Colour, name: str, kind: str) -> str:
+    shade = "#{:02x}{:02x}{:02x}".format(*colour)
+    return f'<span class="key"><i class="{kind}" style="--shade:{shade}"></i>{escape(name)}</span>'
+
+
+def _case_table(summary: Summary, scores: Sequence[ClassScore]) -> str:
+    names = {score.label: score.name for score in sorted(scores, key=lambda score: score.label)}
+    unit = summary.unit
+    heads = ["case", "mean DSC (%)", f"mean HD95 ({unit})"]
+    heads += [f"{name}: {metric}" for name in names.values() for metric in ("DSC (%)", f"HD95 ({unit})")]
+    by_key = {(score.case, score.label): score for score in scores}
+    rows = []
+    for case in summary.cases:
+        cells = [_number(100 * case.dsc), _number(case.hd95)]
+        for label in names:
+            score = by_key[case.case, label]
+            empty = "" if score.outcome == "scored" else f" ({score.outcome.replace('_', ' ')})"
+            cells += [_number(100 * score.dsc) + empty, _number(score.hd95)]
+        rows.append(f'<tr><th scope="row">{escape(case.case)}</th>{_cells(cells)}</tr>')
+    table = f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    hint = f"<summary>Show {len(summary.cases)} cases</summary>"
+    return f'<details>{hint}<div class="wide">{table}</div></details>'
+
+
+def _cells(values: Iterable[str], tag: str = "td") -> str:
+    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+
+
+def _embedded(png: bytes, description: str) -> str:
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _percent(interval: Interval) -> str:
+    return _number(100 * interval.mean)
+
+
+def _number(value: float) -> str:
+    return _DASH if math.isnan(value) else f"{value:.2f}"
+
+
+def _interval(interval: Interval, scale: float) -> str:
+    if not interval.defined:
+        return "undefined"
+    return f"{scale * interval.low:.2f} {_DASH} {scale * interval.high:.2f}"

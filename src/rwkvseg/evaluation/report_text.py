@@ -1,0 +1,124 @@
+"""What the report says in words, and how it looks."""
+
+from rwkvseg.evaluation.summary import Summary
+
+STYLE = """
+:root { --ink: #1b2330; --soft: #5b6676; --line: #dfe4ea; --ground: #f5f7f9; --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 1120px; color: var(--ink); background: #fff;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { margin: 0 0 1rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.4rem 0 .7rem; padding-bottom: .3rem; font-size: 1.2rem; border-bottom: 2px solid var(--line); }
+h3 { margin: 1.6rem 0 .5rem; font-size: 1.05rem; color: var(--accent); }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; }
+.tile { flex: 1 1 12rem; padding: .9rem 1.1rem; border-radius: 8px; background: var(--ground); }
+.tile span { display: block; }
+.tile .name, .tile .range { color: var(--soft); font-size: .9rem; }
+.tile .value { font-size: 2rem; font-weight: 650; line-height: 1.25; }
+.tile small { font-size: 1rem; font-weight: 400; color: var(--soft); }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:first-child { min-width: 7rem; text-align: left; overflow-wrap: anywhere; }
+thead th { color: var(--soft); font-size: .85rem; font-weight: 600; vertical-align: bottom; }
+tbody th { font-weight: 500; }
+td { white-space: nowrap; }
+tfoot th, tfoot td { font-weight: 700; border-top: 2px solid var(--ink); }
+.context { width: auto; }
+.context th { color: var(--soft); font-weight: 500; white-space: nowrap; padding-right: 2rem; }
+.context td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.note { margin: .5rem 0; color: var(--soft); font-size: .88rem; }
+ul { margin: .3rem 0; padding-left: 1.2rem; }
+li { margin: .25rem 0; }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure { margin: 0 0 1.3rem; break-inside: avoid; }
+figure img { width: 100%; }
+figcaption { margin-bottom: .3rem; font-size: .92rem; overflow-wrap: anywhere; }
+.panels { display: flex; margin-top: .2rem; color: var(--soft); font-size: .82rem; }
+.panels span { flex: 1; text-align: center; }
+.legend { margin: .3rem 0; }
+.legend b { display: inline-block; min-width: 5.5rem; font-weight: 600; }
+.key { display: inline-block; margin-right: 1.2rem; }
+.key i { display: inline-block; width: 1.1rem; height: .8rem; margin-right: .4rem; vertical-align: -.05rem;
+  border-radius: 2px; }
+.key .fill { background: var(--shade); }
+.key .line { background: #4a4f57; border: 3px solid var(--shade); outline: 1px solid #333; }
+.wide { overflow-x: auto; font-size: .85rem; margin-top: .6rem; }
+.wide th:first-child { min-width: 9rem; }
+summary { cursor: pointer; color: var(--accent); }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  h2, h3 { break-after: avoid; }
+  tr, .tiles { break-inside: avoid; }
+  thead { display: table-header-group; }
+  tfoot { display: table-row-group; }
+  table { font-size: 8.5pt; }
+  th, td { padding: .3rem .35rem; }
+  section:has(details:not([open])) { display: none; }
+}
+@page { margin: 15mm; }
+"""
+"""Style sheet of the page: system fonts, colours that print."""
+
+
+def exclusions(summary: Summary) -> list[str]:
+    """How many structures of how many cases were empty, and what that did to the figures."""
+    structures = sum(summary.mean.outcomes.values())
+    sentences = [
+        f"{structures} structures were looked at: {len(summary.cases)} cases with {len(summary.classes)} "
+        f"{_plural(len(summary.classes), 'class', 'classes')}. "
+        f"{summary.mean.outcomes['scored']} were held by prediction and truth both."
+    ]
+    strict = summary.protocol == "strict"
+    effects = {
+        "absent": "in neither truth nor prediction: "
+        + ("left out of both means" if strict else "scored with Dice 0 and HD95 0"),
+        "false_positive": "predicted where the truth has none: "
+        + ("Dice 0, left out of the HD95" if strict else "scored with Dice 1 and HD95 0"),
+        "missed": "in the truth and not predicted: Dice 0, HD95 "
+        + ("the diagonal of the image" if strict else "0"),
+    }
+    for outcome, effect in effects.items():
+        number = summary.mean.outcomes[outcome]
+        where = ", ".join(
+            f"{row.name} {row.outcomes[outcome]}" for row in summary.classes if row.outcomes[outcome]
+        )
+        named = f" ({where})" if number and len(summary.classes) > 1 else ""
+        sentences.append(f"{number} {outcome.replace('_', ' ')}{named}, {effect}.")
+    unscored = summary.mean.dsc.excluded
+    if unscored:
+        verb = _plural(unscored, "case holds", "cases hold")
+        sentences.append(f"{unscored} {verb} none of the classes and enter no mean.")
+    without = summary.mean.hd95.excluded
+    if without:
+        sentences.append(f"{without} of {len(summary.cases)} cases have no HD95.")
+    return sentences
+
+
+def conventions(summary: Summary) -> list[str]:
+    """The definitions behind the figures of this report."""
+    unit = {"mm": "millimetres, by the spacing of the case", "px": "pixels or voxels, whatever their size"}
+    sentences = [
+        "DSC: Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|) of prediction P and truth T, in %.",
+        "HD95: 95th percentile of the distances from each surface voxel of one mask to the nearest surface "
+        f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
+    ]
+    if summary.protocol == "strict":
+        return [
+            *sentences,
+            "Protocol strict: a class counts in a case if truth or prediction holds it. A false positive has "
+            "Dice 0 and no HD95; a missed structure has Dice 0 and the diagonal of the image as HD95, and a "
+            "second column gives the HD95 without those.",
+            "Mean: over the classes of a case first, then over the cases.",
+        ]
+    return [
+        *sentences,
+        "Protocol transunet: what the published 2D code computes. A false positive has Dice 1 and HD95 0, a "
+        "missed structure and one that is in neither map Dice 0 and HD95 0: a low HD95 may mean that a "
+        "structure was not found.",
+        "Mean: over cases, then over classes. Compare only with figures of the same protocol.",
+    ]
+
+
+def _plural(number: int, one: str, many: str) -> str:
+    return one if number == 1 else many

@@ -1,0 +1,307 @@
+"""From the scores of all cases to the figures of a table, and to the files that keep them.
+
+Averages: `strict` counts a class in a case if truth or prediction holds it, averages the classes of a case
+first and the cases second; `transunet` averages over cases, then over classes. Since `transunet` scores every
+class of every case the two orders agree there, so one bootstrap over case means serves both.
+"""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rwkvseg.errors import DataError, UsageError
+from rwkvseg.evaluation.protocols import ClassScore, Outcome, Protocol, check_protocol
+from rwkvseg.evaluation.statistics import Interval, bootstrap_interval
+from rwkvseg.output import write_json, write_text
+
+Unit = Literal["mm", "px"]
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSummary:
+    """One row of the table: a class, or the mean over classes."""
+
+    name: str
+    """Name of the class; "mean" for the mean over classes."""
+    label: int | None
+    """Value of the class; None for the mean."""
+    dsc: Interval
+    """Dice, 0 to 1, under the protocol."""
+    hd95: Interval
+    """HD95 under the protocol: `strict` counts a missed structure with the image's diagonal."""
+    hd95_found: Interval
+    """HD95 of what both prediction and truth hold, so without the missed structures."""
+    outcomes: Mapping[str, int]
+    """How often the class was scored, absent, a false_positive, missed; for the mean, over all classes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseMean:
+    """The mean over the classes that count in one case; NaN when none does."""
+
+    case: str
+    dsc: float
+    hd95: float
+    hd95_found: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that a table says about a set of cases."""
+
+    protocol: Protocol
+    """Convention of the scores."""
+    unit: Unit
+    """Unit of every HD95: "mm", or "px" for pixels and voxels."""
+    classes: tuple[ClassSummary, ...]
+    """One row a class, in the order of the label values."""
+    mean: ClassSummary
+    """The row of the mean."""
+    cases: tuple[CaseMean, ...]
+    """One entry a case, in the order of the scores."""
+    confidence: float
+    """Share of resamples within each interval."""
+    resamples: int
+    """Number of bootstrap resamples."""
+    grouped: bool
+    """True when whole groups (patients, videos) were resampled."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same numbers as plain dictionaries and lists, None for NaN, so that JSON can hold them."""
+        content = asdict(self)
+        unit = f"hd95_{self.unit}"
+        for row in [*content["classes"], content["mean"], *content["cases"]]:
+            row[unit] = row.pop("hd95")
+            row[f"{unit}_without_missed"] = row.pop("hd95_found")
+        cleaned: dict[str, Any] = _without_nan(content)
+        return cleaned
+
+
+def summarise(
+    scores: Sequence[ClassScore],
+    *,
+    protocol: Protocol = "strict",
+    unit: Unit = "px",
+    groups: Mapping[str, object] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+    """Average the scores of all cases, with bootstrap intervals over cases.
+
+    Args:
+        scores: what `score_case` returned for every case, joined; every case with the same classes.
+        protocol: the protocol the scores were made under.
+        unit: unit of their HD95, see `protocols.distance_unit`; scores in mm and in pixels may not be mixed.
+        groups: case id to patient or video, for all cases; whole groups are then resampled.
+        confidence: of every interval.
+        resamples: number of bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: no scores, a class scored twice or not at all in a case, or a case without group.
+        UsageError: unknown protocol or unit, or settings of the interval that cannot be meant.
+
+    Example:
+        >>> from rwkvseg.evaluation.protocols import score_case
+        >>> maps = {"a": np.array([[0, 1, 1]]), "b": np.array([[1, 1, 0]])}
+        >>> labels = {"organ": 1}
+        >>> scores = [s for case, m in maps.items() for s in score_case(case, m, m, labels=labels)]
+        >>> summarise(scores).mean.dsc.mean
+        1.0
+    """
+    check_protocol(protocol)
+    _check_unit(unit)
+    names = _class_names(scores)
+    cases = list(dict.fromkeys(score.case for score in scores))
+    clusters = None if groups is None else _clusters(cases, groups)
+
+    def interval(values: Iterable[float]) -> Interval:
+        return bootstrap_interval(
+            list(values), groups=clusters, confidence=confidence, resamples=resamples, seed=seed
+        )
+
+    by_class = {label: [score for score in scores if score.label == label] for label in names}
+    rows = [_row(names[label], label, members, interval) for label, members in sorted(by_class.items())]
+    case_means = _case_means(scores)
+    mean = ClassSummary(
+        "mean",
+        None,
+        interval(case.dsc for case in case_means),
+        interval(case.hd95 for case in case_means),
+        interval(case.hd95_found for case in case_means),
+        _outcomes(scores),
+    )
+    return Summary(
+        protocol, unit, tuple(rows), mean, tuple(case_means), confidence, resamples, groups is not None
+    )
+
+
+def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit) -> None:
+    """Write one line a case and class: case, label, name, dsc, hd95_mm or hd95_px, outcome; NaN is empty.
+
+    Numbers are written with all their digits, so that reading gives back the same values.
+
+    Raises:
+        UsageError: an unknown unit.
+        OutputError: the file cannot be written.
+    """
+    _check_unit(unit)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "label", "name", "dsc", f"hd95_{unit}", "outcome"])
+    for score in scores:
+        numbers = ["" if math.isnan(value) else repr(value) for value in (score.dsc, score.hd95)]
+        writer.writerow([score.case, score.label, score.name, *numbers, score.outcome])
+    write_text(path, text.getvalue())
+
+
+def write_summary_json(
+    path: Path,
+    summary: Summary,
+    scores: Sequence[ClassScore],
+    *,
+    prediction_files: Mapping[str, str] | None = None,
+    truth_files: Mapping[str, str] | None = None,
+) -> None:
+    """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
+
+    The keys "foreground_mean", "mean" and "metric_per_case" follow nnU-Net's definitions, from the counts of
+    pixels or voxels, whatever the protocol; null stands for NaN. "rwkvseg" is `Summary.to_json`.
+
+    Args:
+        path: the file.
+        summary: of `summarise`.
+        scores: the scores that were summarised.
+        prediction_files: case id to the name to print; the case id without it.
+        truth_files: case id to the name to print; the case id without it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    metrics = [_counts_to_metrics(score) for score in scores]
+    labels = sorted({score.label for score in scores})
+    mean = {
+        str(label): _mean_of_metrics([m for s, m in zip(scores, metrics, strict=True) if s.label == label])
+        for label in labels
+    }
+    per_case = []
+    for case in dict.fromkeys(score.case for score in scores):
+        per_case.append(
+            {
+                "metrics": {str(s.label): m for s, m in zip(scores, metrics, strict=True) if s.case == case},
+                "prediction_file": (prediction_files or {}).get(case, case),
+                "reference_file": (truth_files or {}).get(case, case),
+            }
+        )
+    content = {
+        "foreground_mean": _mean_of_metrics(list(mean.values())),
+        "mean": mean,
+        "metric_per_case": per_case,
+        "rwkvseg": summary.to_json(),
+    }
+    write_json(path, _without_nan(content))
+
+
+def _row(name: str, label: int, members: Sequence[ClassScore], interval: Any) -> ClassSummary:
+    found = (score.hd95 if score.outcome == "scored" else math.nan for score in members)
+    dsc = interval(score.dsc for score in members)
+    return ClassSummary(
+        name, label, dsc, interval(score.hd95 for score in members), interval(found), _outcomes(members)
+    )
+
+
+def _case_means(scores: Sequence[ClassScore]) -> list[CaseMean]:
+    by_case: dict[str, list[ClassScore]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score)
+    return [
+        CaseMean(
+            case,
+            _mean([score.dsc for score in members]),
+            _mean([score.hd95 for score in members]),
+            _mean([score.hd95 for score in members if score.outcome == "scored"]),
+        )
+        for case, members in by_case.items()
+    ]
+
+
+def _outcomes(scores: Sequence[ClassScore]) -> dict[str, int]:
+    counted = Counter(score.outcome for score in scores)
+    return {outcome: counted[outcome] for outcome in OUTCOMES}
+
+
+def _mean(values: Sequence[float]) -> float:
+    scored = [value for value in values if not math.isnan(value)]
+    return float(np.mean(scored)) if scored else math.nan
+
+
+def _counts_to_metrics(score: ClassScore) -> dict[str, float]:
+    either = score.tp + score.fp + score.fn
+    return {
+        "Dice": 2 * score.tp / (either + score.tp) if either else math.nan,
+        "IoU": score.tp / either if either else math.nan,
+        "TP": score.tp,
+        "FP": score.fp,
+        "FN": score.fn,
+        "TN": score.tn,
+        "n_pred": score.tp + score.fp,
+        "n_ref": score.tp + score.fn,
+    }
+
+
+def _mean_of_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: _mean([entry[key] for entry in metrics]) for key in metrics[0]}
+
+
+def _class_names(scores: Sequence[ClassScore]) -> dict[int, str]:
+    """Label to name; refuses scores from which no honest mean follows."""
+    if not scores:
+        raise DataError("there are no scores to summarise. Check that predictions and truth share case ids.")
+    twice = [key for key, number in Counter((s.case, s.label) for s in scores).items() if number > 1]
+    if twice:
+        raise DataError(
+            f"case {twice[0][0]!r} has several scores of label {twice[0][1]}. Score every case once."
+        )
+    names = {score.label: score.name for score in scores}
+    held = Counter(score.case for score in scores)
+    lacking = [case for case, number in held.items() if number < len(names)]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of {len(held)} cases lack one of the {len(names)} classes, "
+            f"the first is {lacking[0]!r}. "
+            "Score every case with the same labels; a class that a case does not hold is scored as absent."
+        )
+    return names
+
+
+def _clusters(cases: Sequence[str], groups: Mapping[str, object]) -> list[object]:
+    lacking = [case for case in cases if case not in groups]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of {len(cases)} cases have no group, the first is {lacking[0]!r}. "
+            "Give every case its patient or video, or no groups at all."
+        )
+    return [groups[case] for case in cases]
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in get_args(Unit):
+        raise UsageError(f"unit {unit!r} is unknown. Choose one of {', '.join(get_args(Unit))}.")
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
