@@ -1,0 +1,285 @@
+"""The command line: verbs, each a thin call.
+
+Errors are one or two lines; exit codes are 0 ok, 1 failed, 2 wrong usage.
+"""
+
+import json
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rwkvseg import __version__
+from rwkvseg.errors import RWKVSegError
+from rwkvseg.evaluation.summary import Summary
+
+app = typer.Typer(
+    help="Medical image segmentation with linear-time global context.\n\n"
+    "Add --debug to any command for tracebacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ProtocolName(StrEnum):
+    """Conventions of resizing and scoring."""
+
+    strict = "strict"
+    transunet = "transunet"
+
+
+DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rwkvseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")],
+    data: Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")] = None,
+    device: DeviceOption = Device.auto,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")] = False,
+) -> None:
+    """Train a network by a recipe, test it, and write a run folder.
+
+    Examples:
+        rwkvseg train recipes/kvasir_seg_tiny_scratch.yaml --data Kvasir-SEG -o runs/kvasir
+
+        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG --set training.epochs=20
+
+        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG -o runs/kvasir --resume
+    """
+    from rwkvseg.training.recipe import Recipe
+    from rwkvseg.training.run import train as run_training
+
+    changes = list(changes or [])
+    if data is not None:
+        changes.append(f"data.path={json.dumps(str(data), ensure_ascii=False)}")
+    content = Recipe.from_file(recipe, changes=changes)
+    folder = out or Path("runs") / content.name
+    console = Console()
+    result = run_training(content, folder, device=device.value, resume=resume, console=console)
+    for part, evaluation in result.evaluations.items():
+        _print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
+        console.print(f"report: {evaluation.report}", highlight=False, soft_wrap=True)
+    console.print(f"model:  {folder / 'model'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option("-m", "--model", help="Run or model folder.")],
+    inputs: Annotated[Path, typer.Option("-i", "--input", help="Image, volume, or a folder of them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps.")],
+    device: DeviceOption = Device.auto,
+    protocol: Annotated[
+        ProtocolName, typer.Option(help="strict resamples probabilities; transunet resamples labels.")
+    ] = ProtocolName.strict,
+    part: Annotated[
+        str | None, typer.Option(help="Only this part (train, val, test) of the run's split.")
+    ] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures of the result.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write a machine-readable report (JSON).")] = None,
+) -> None:
+    """Predict label maps on the inputs' own grids: PNG for pictures, NIfTI for volumes.
+
+    Examples:
+        rwkvseg predict -m runs/kvasir -i polyp.jpg -o predictions --overlay
+
+        rwkvseg predict -m runs/acdc/model -i ACDC/imagesTs -o predictions --device cpu --report run.json
+
+        rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
+    """
+    from rwkvseg.data.layouts import find_inputs
+    from rwkvseg.inference.predict import find_part, predict_files, write_report_json
+    from rwkvseg.inference.predictor import Predictor
+
+    predictor = Predictor.from_file(model, device=device.value)
+    cases = list(find_inputs(inputs)) if part is None else find_part(inputs, model, part)
+    console = Console()
+    with _progress(console, "predicting", len(cases)) as advance:
+        done = predict_files(
+            predictor,
+            cases,
+            out,
+            protocol=protocol.value,
+            overlay=overlay,
+            source=str(inputs),
+            on_case=lambda _: advance(),
+        )
+    if report is not None:
+        write_report_json(report, predictor, protocol.value, done)
+    seconds = sum(item.seconds for item in done)
+    console.print(
+        f"{len(done)} label maps in {out}, {seconds:.1f} s on {predictor.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Option("-p", "--predictions", help="Folder of label maps.")],
+    truth: Annotated[Path, typer.Option("-t", "--truth", help="Folder of truths, or the data folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for table, CSV, JSON and report.")],
+    protocol: Annotated[ProtocolName, typer.Option(help="Scoring rules.")] = ProtocolName.strict,
+    images: Annotated[Path | None, typer.Option(help="Images for the report's pictures.")] = None,
+) -> None:
+    """Score predictions: DSC and HD95, means with 95 % intervals, an HTML report with pictures.
+
+    Examples:
+        rwkvseg evaluate -p predictions -t Kvasir-SEG/masks -o evaluation
+
+        rwkvseg evaluate -p predictions -t ACDC/labelsTs -o evaluation --images ACDC/imagesTs
+    """
+    from rwkvseg.inference.evaluate import evaluate as run_evaluation
+
+    console = Console()
+    with _progress(console, "evaluating", None) as advance:
+        result = run_evaluation(
+            predictions,
+            truth,
+            out,
+            images=images,
+            protocol=protocol.value,
+            on_case=lambda done, total: advance(done, total),
+        )
+    _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
+    if result.not_predicted:
+        some = ", ".join(result.not_predicted[:5])
+        console.print(
+            f"not scored: {len(result.not_predicted)} truths without a prediction ({some})", highlight=False
+        )
+    if result.recorded_protocol not in (None, protocol.value):
+        console.print(
+            f"note: predicted under '{result.recorded_protocol}', scored under '{protocol.value}'",
+            highlight=False,
+        )
+    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for data, run and report.")] = Path("demo"),
+    device: DeviceOption = Device.auto,
+    seed: Annotated[int, typer.Option(help="Of the data and of the training.", min=0)] = 0,
+) -> None:
+    """Make the built-in data, train the tiny network for about two minutes, test it, picture the result.
+
+    Example:
+        rwkvseg demo -o demo
+    """
+    from rwkvseg.training.demo import run_demo
+
+    console = Console()
+    result = run_demo(out, device=device.value, seed=seed, console=console)
+    evaluation = result.evaluations["test"]
+    _print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
+    console.print(f"pictures: {evaluation.report}", highlight=False, soft_wrap=True)
+    console.print(f"model:    {result.folder / 'model'}", highlight=False, soft_wrap=True)
+
+
+class _progress:
+    """A bar on a terminal, nothing elsewhere; called with (done, total), or with nothing for one step."""
+
+    def __init__(self, console: Console, title: str, total: int | None) -> None:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.bar.add_task(title, total=total)
+
+    def __enter__(self) -> "_progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int | None = None, total: int | None = None) -> None:
+        if done is None:
+            self.bar.advance(self.task)
+        else:
+            self.bar.update(self.task, completed=done, total=total)
+
+
+def _print_summary(console: Console, summary: Summary, *, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for heading in ("DSC %", "95 % interval", f"HD95 {summary.unit}", "missed", "false positive"):
+        table.add_column(heading, justify="right")
+    for row in (*summary.classes, summary.mean):
+        interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
+        outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
+        table.add_row(row.name, f"{100 * row.dsc.mean:.2f}", interval, f"{row.hd95.mean:.2f}", *outcomes)
+    console.print(table)
+
+
+def main() -> None:
+    """Run the program; the only place where errors become text and exit codes."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped. A training goes on with the same command and --resume.", 130)
+    except RWKVSegError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _fail(_explain_unexpected(error), 1)
+
+
+def _explain_unexpected(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "the device ran out of memory. "
+            "Lower training.batch_size or preprocessing.size, or use --device cpu."
+        )
+    first = (str(error).splitlines() or [""])[0]
+    return (
+        f"unexpected {type(error).__name__}: {first}\n"
+        "This is a fault of rwkvseg: run again with --debug and report it."
+    )
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

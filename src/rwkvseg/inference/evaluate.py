@@ -1,0 +1,288 @@
+"""Score a folder of predictions against a folder of truths: table, CSV, summary.json, HTML report."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from rwkvseg import __version__
+from rwkvseg.data.files import MASK_ENDINGS, list_images
+from rwkvseg.data.io import case_id, read_image, read_label
+from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
+from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values
+from rwkvseg.errors import DataError, GeometryError
+from rwkvseg.evaluation.protocols import ClassScore, Protocol, distance_unit, score_case
+from rwkvseg.evaluation.report import Picture, make_picture, representative_cases, write_report
+from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
+from rwkvseg.inference.predict import RECORD
+from rwkvseg.inference.predictor import LabelMap
+from rwkvseg.output import write_json
+
+Spacing = tuple[float, ...] | None
+
+
+class _Record(BaseModel):
+    """What evaluation uses of the record that `predict` wrote."""
+
+    protocol: Protocol | None = None
+    labels: dict[str, int] | None = None
+    images: str = ""
+    model: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction, its truth and, for the pictures of the report, its image where one is known."""
+
+    case: str
+    prediction: Path
+    truth: Path
+    image: tuple[Path, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all cases, their summary, and what was left out."""
+
+    summary: Summary
+    scores: list[ClassScore]
+    not_predicted: list[str]  # truths without a prediction, which no figure counts
+    recorded_protocol: str | None  # the one `predict` wrote down
+    report: Path
+
+
+def evaluate(
+    predictions: Path,
+    truth: Path,
+    out: Path,
+    *,
+    labels: Mapping[str, int] | None = None,
+    images: Path | None = None,
+    only: Collection[str] | None = None,
+    layout: str = "auto",
+    protocol: Protocol = "strict",
+    seed: int = 0,
+    context: Mapping[str, str] | None = None,
+    on_case: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Evaluation:
+    """Score every prediction and write scores.csv, summary.json and report.html into `out`.
+
+    Args:
+        predictions: folder of label maps, such as `predict` writes.
+        truth: folder of label maps of the same names, or a data folder.
+        out: folder for the results, made when missing.
+        labels: name -> value; else those of the predictions' record, of the data folder, or the values found.
+        images: folder of the images behind the report's pictures; else the truth's, or the recorded one if
+            it is still there.
+        only: ids of the cases to score, when others are no concern of this evaluation.
+        layout: of the data folder, see `open_data`.
+        protocol: scoring rules, see docs/explanation/evaluation.md.
+        seed: of the bootstrap.
+        context: lines for the head of the report.
+        on_case: called with (done, total) after each case.
+
+    Raises:
+        DataError: a prediction without truth, nothing to score, an unreadable file, or pictures (px) among
+            volumes (mm).
+        GeometryError: prediction and truth on different grids.
+        OutputError: the results cannot be written.
+    """
+    record = _read_record(predictions)
+    pictured = find_inputs(images) if images else _recorded_images(record)
+    pairs, missing, found_labels = pair_files(predictions, truth, pictured, layout=layout)
+    if only is not None:
+        pairs = [pair for pair in pairs if pair.case in only]
+        missing = [case for case in missing if case in only]
+    labels = dict(labels or record.get("labels") or found_labels or _labels_in_files(pairs))
+    scores: list[ClassScore] = []
+    unit = None
+    for number, pair in enumerate(pairs, 1):
+        prediction, reference, spacing = _read_pair(pair, labels)
+        unit = _same_unit(unit, distance_unit(protocol, spacing), pair)
+        scores += score_case(
+            pair.case, prediction, reference, labels=labels, spacing=spacing, protocol=protocol
+        )
+        on_case(number, len(pairs))
+    groups = {pair.case: pair.group for pair in pairs}
+    summary = summarise(
+        scores,
+        protocol=protocol,
+        unit=unit or "px",
+        groups=None if None in groups.values() else groups,
+        seed=seed,
+    )
+    lines = _context(predictions, truth, record, len(missing)) | dict(context or {})
+    pictures = _pictures(pairs, scores, labels)  # whatever cannot be read is found before anything is written
+    write_csv(out / "scores.csv", scores, summary.unit)
+    _write_summary(out / "summary.json", summary, scores, pairs, missing)
+    write_report(out / "report.html", summary, scores, pictures, context=lines)
+    return Evaluation(summary, scores, missing, record.get("protocol"), out / "report.html")
+
+
+def pair_files(
+    predictions: Path, truth: Path, images: Sequence[CaseFiles] = (), *, layout: str = "auto"
+) -> tuple[list[Pair], list[str], dict[str, int] | None]:
+    """Pair predictions with truths by case id; also the truths without prediction, and the data's labels.
+
+    A prediction `x` belongs to the truth `x`, else to `x_mask`, `x_segmentation` or `x_gt`.
+
+    Raises:
+        DataError: no predictions, no truths, predictions without truth, or two truths of one case.
+    """
+    for folder in (predictions, truth):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder. Give the folder that holds the label maps.")
+    predicted = {case_id(path): path for path in list_images(predictions)}
+    if not predicted:
+        raise DataError(f"{predictions} holds no label maps. Run `rwkvseg predict` into it first.")
+    known, labels = _find_truths(truth, predicted, layout)
+    orphans = [case for case in predicted if case not in known]
+    if orphans:
+        some = ", ".join(orphans[:5])
+        raise DataError(
+            f"{len(orphans)} of {len(predicted)} predictions have no truth in {truth}: {some}. "
+            "Give the truths of exactly these cases, under the same names."
+        )
+    pictured = {files.id: files.images for files in images}
+    pairs = []
+    for case, path in sorted(predicted.items()):
+        files = known[case]
+        assert files.label is not None
+        pairs.append(Pair(case, path, files.label, files.images or pictured.get(case, ()), files.group))
+    return pairs, sorted(set(known) - set(predicted)), labels
+
+
+def _find_truths(
+    truth: Path, predicted: Collection[str], layout: str
+) -> tuple[dict[str, CaseFiles], dict[str, int] | None]:
+    if any((truth / name).is_dir() for name in ("images", "imagesTr", "train", "val", "test")):
+        folder = open_data(truth, layout)
+        return {case.id: case for case in folder.cases}, folder.labels
+    paths = list_images(truth)
+    if not paths:
+        raise DataError(f"{truth} holds no label maps. Give the folder of the truths or the data folder.")
+    found: dict[str, CaseFiles] = {}
+    for path in paths:
+        name = case_id(path)
+        ending = next((end for end in MASK_ENDINGS if end and name.endswith(end)), "")
+        case = name if name in predicted else name.removesuffix(ending)
+        if case in found:
+            raise DataError(f"{found[case].label} and {path} are both truths of case '{case}'. Keep one.")
+        found[case] = CaseFiles(case, (), path)
+    return found, None
+
+
+def _read_record(predictions: Path) -> dict[str, Any]:
+    path = predictions / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        return _Record.model_validate_json(path.read_bytes()).model_dump()
+    except (OSError, ValidationError) as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"cannot read {path}: {told}. Remove it or predict again.") from error
+
+
+def _recorded_images(record: Mapping[str, Any]) -> tuple[CaseFiles, ...]:
+    """Images where `predict` found them; they are only for the pictures, so their absence is no fault."""
+    try:
+        return find_inputs(Path(record["images"])) if record.get("images") else ()
+    except DataError:
+        return ()
+
+
+def _labels_in_files(pairs: Sequence[Pair]) -> dict[str, int]:
+    values = {0}
+    for pair in pairs:
+        for path in (pair.prediction, pair.truth):
+            values |= set(label_values(read_label(path)[0]))
+    if values == {0, 255} or values == {0, 1, 255}:
+        values = {0, 1}
+    return {"background" if value == 0 else f"label {value}": value for value in sorted(values)}
+
+
+def _read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[LabelMap, LabelMap, Spacing]:
+    prediction, affine = read_label(pair.prediction)
+    reference, truth_affine = read_label(pair.truth)
+    if prediction.shape != reference.shape:
+        raise GeometryError(
+            f"{pair.prediction} has size {prediction.shape}, its truth {pair.truth} has {reference.shape}. "
+            "Predict on the image's own grid; `rwkvseg predict` does."
+        )
+    if affine is not None and truth_affine is not None:
+        difference = float(np.abs(affine - truth_affine).max())
+        if difference > AFFINE_TOLERANCE:
+            raise GeometryError(
+                f"the affine of {pair.prediction} differs from its truth's by up to {difference:.4g} mm. "
+                "Predict on the image's own grid, or mend the header that is wrong."
+            )
+    spacing = None
+    if truth_affine is not None:
+        spacing = tuple(float(size) for size in nibabel.affines.voxel_sizes(truth_affine))
+    prediction = check_label_values(prediction, labels, pair.prediction)
+    return prediction, check_label_values(reference, labels, pair.truth), spacing
+
+
+def _same_unit(unit: Any, found: Any, pair: Pair) -> Any:
+    if unit not in (None, found):
+        raise DataError(
+            f"{pair.truth} is measured in {found}, the cases before it in {unit}. "
+            "Evaluate pictures and volumes apart."
+        )
+    return found
+
+
+def _write_summary(
+    path: Path, summary: Summary, scores: list[ClassScore], pairs: Sequence[Pair], missing: list[str]
+) -> None:
+    write_summary_json(
+        path,
+        summary,
+        scores,
+        prediction_files={pair.case: str(pair.prediction) for pair in pairs},
+        truth_files={pair.case: str(pair.truth) for pair in pairs},
+    )
+    if missing:
+        write_json(path.with_name("not_predicted.json"), missing)
+
+
+def _context(predictions: Path, truth: Path, record: Mapping[str, Any], missing: int) -> dict[str, str]:
+    lines = {"predictions": str(predictions), "truth": str(truth), "rwkvseg": __version__}
+    model = record.get("model", {})
+    if model:
+        lines["model"] = f"{model.get('name')}, weights {str(model.get('weights_sha256'))[:12]}"
+        lines["predicted under protocol"] = str(record.get("protocol"))
+    if missing:
+        lines["not scored"] = f"{missing} truths without a prediction"
+    return lines
+
+
+def _pictures(
+    pairs: Sequence[Pair], scores: Sequence[ClassScore], labels: Mapping[str, int]
+) -> dict[str, list[Picture]]:
+    by_case = {pair.case: pair for pair in pairs}
+    mean = {case: _case_dsc([s.dsc for s in scores if s.case == case]) for case in by_case}
+    drawn = {}
+    for kind, cases in representative_cases(scores).items():
+        drawn[kind] = [_picture(by_case[case], labels, mean[case]) for case in cases]
+    return drawn
+
+
+def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
+    prediction, reference, spacing = _read_pair(pair, labels)
+    image, affine = np.full((1, *reference.shape), 128, np.uint8), None
+    if pair.image:
+        read, _, found_affine = read_image(pair.image[0])
+        if read.shape[1:] == reference.shape:
+            image, affine = read, found_affine
+    return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)
+
+
+def _case_dsc(values: Sequence[float]) -> float:
+    counted = [value for value in values if not np.isnan(value)]
+    return float(np.mean(counted)) if counted else float("nan")

@@ -1,0 +1,160 @@
+"""Predict files: read each case, write its label map beside the others, and say what was done."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkvseg import __version__
+from rwkvseg.data.case import Case
+from rwkvseg.data.files import read_json
+from rwkvseg.data.io import VOLUME_SUFFIXES, write_label_map
+from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.errors import DataError, UsageError
+from rwkvseg.evaluation.pictures import draw_prediction, make_picture
+from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
+from rwkvseg.output import write_atomically, write_json
+
+RECORD = "prediction.json"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of one case."""
+
+    case: str
+    file: Path
+    seconds: float
+    pixels: dict[str, int]  # label name -> number of pixels or voxels
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[CaseFiles],
+    out: Path,
+    *,
+    protocol: Protocol = "strict",
+    overlay: bool = False,
+    source: str = "",
+    on_case: Callable[[Predicted], None] = lambda _: None,
+) -> list[Predicted]:
+    """Write `OUT/<case>.png` for pictures and `OUT/<case>.nii.gz` for volumes, and `OUT/prediction.json`.
+
+    The record holds protocol, labels, model and where the images were, for `evaluate`.
+
+    Args:
+        predictor: the model.
+        inputs: the cases; every one is read, predicted and written before the next.
+        out: folder, made when missing.
+        protocol: see `Predictor.predict`.
+        overlay: also write `OUT/overlays/<case>.png`, the label map over the image.
+        source: path of the images as the user gave it, for the record.
+        on_case: called after each case, for a progress bar.
+
+    Raises:
+        DataError: a case cannot be read or does not fit the network; cases before it stay written.
+        OutputError: a result cannot be written.
+    """
+    done = []
+    for files in inputs:
+        started = time.perf_counter()
+        case = read_case(files, with_label=False)
+        prediction = predictor.predict(case, protocol=protocol)
+        path = out / prediction_name(files)
+        write_label_map(path, prediction, case.affine)
+        if overlay:
+            _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
+        counts = np.bincount(prediction.ravel(), minlength=len(predictor.labels))
+        pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
+        done.append(Predicted(files.id, path, time.perf_counter() - started, pixels))
+        on_case(done[-1])
+    write_json(out / RECORD, _record(predictor, protocol, source, done))
+    return done
+
+
+def prediction_name(files: CaseFiles) -> str:
+    """File name of a case's prediction: `<id>.nii.gz` for volumes, `<id>.png` for pictures."""
+    volume = files.images[0].name.lower().endswith(tuple(VOLUME_SUFFIXES))
+    return f"{files.id}.nii.gz" if volume else f"{files.id}.png"
+
+
+def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:
+    description = predictor.description
+    return {
+        "rwkvseg_version": __version__,
+        "protocol": protocol,
+        "labels": description.labels,
+        "images": source,
+        "model": {
+            "name": description.architecture.name,
+            "weights_sha256": description.weights_sha256,
+            "protocol": description.protocol,
+            "licence": description.licence,
+        },
+        "cases": {item.case: item.file.name for item in done},
+    }
+
+
+def _write_overlay(path: Path, case: Case, prediction: LabelMap) -> None:
+    shown = make_picture(
+        case.id, case.image, prediction, prediction, math.nan, case.spacing, affine=case.affine
+    )
+    with write_atomically(path) as temporary:
+        draw_prediction(shown).save(temporary)
+
+
+def find_part(inputs: Path, run: Path, part: str) -> list[CaseFiles]:
+    """Find in `inputs`, a data folder or its images, the cases of one part of a run's split.
+
+    Raises:
+        UsageError: `run` is no run folder, or the part is unknown or empty.
+        DataError: cases of the part are not among the inputs, or the split cannot be read.
+    """
+    path = run / "split.json"
+    if not path.is_file():
+        raise UsageError(f"--part needs a run folder with split.json, and {run} has none. Give -m RUN.")
+    split = read_json(path)
+    if part not in ("train", "val", "test") or not split.get(part):
+        raise UsageError(
+            f"the split of {run} has no cases in the part '{part}'. Choose another of train, val, test."
+        )
+    by_id = {files.id: files for files in (*find_inputs(inputs), *_labelled_cases(inputs))}
+    missing = [case for case in split[part] if case not in by_id]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(split[part])} cases of the part '{part}' are not in the input: "
+            f"{', '.join(missing[:5])}. Give the data folder that the run was trained on."
+        )
+    return [by_id[case] for case in split[part]]
+
+
+def _labelled_cases(inputs: Path) -> tuple[CaseFiles, ...]:
+    """Cases to train on, which `find_inputs` passes over where a data folder has unlabelled ones too."""
+    try:
+        return open_data(inputs).cases
+    except DataError:
+        return ()
+
+
+def write_report_json(
+    path: Path, predictor: Predictor, protocol: Protocol, done: Sequence[Predicted]
+) -> None:
+    """Write for machines what was predicted: model, device, and per case file, seconds, pixels per label."""
+    content = _record(predictor, protocol, "", list(done)) | {
+        "device": str(predictor.device),
+        "cases": [
+            {
+                "case": item.case,
+                "file": str(item.file),
+                "seconds": round(item.seconds, 4),
+                "pixels": item.pixels,
+            }
+            for item in done
+        ],
+    }
+    del content["images"]
+    write_json(path, content)

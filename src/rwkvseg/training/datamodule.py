@@ -1,0 +1,194 @@
+"""From cases and a split to batches: preprocessed once, kept in memory when small, augmented per draw.
+
+Legend: an item is what the network sees once: a picture, or one slice of a volume.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rwkvseg.data.case import Case
+from rwkvseg.data.layouts import CaseFiles, read_case
+from rwkvseg.data.splits import Split
+from rwkvseg.data.transforms import build_augmentation, preprocess, sample_generator
+from rwkvseg.training.recipe import Recipe
+
+Draw = tuple[int, int]  # (epoch, position of the item)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Where an item comes from: the case, its place in the list, and the slice's place in the case."""
+
+    case: str
+    id: str
+    case_index: int
+    position: int
+
+
+class SegmentationItems(Dataset[dict[str, Any]]):
+    """Preprocessed items of some cases, indexed by (epoch, position) so that augmentation knows the epoch.
+
+    Args:
+        files: the cases.
+        labels: name -> value of every label.
+        recipe: preprocessing, augmentation, seed and memory for the cache.
+        augment: whether to augment (training) or not (validation).
+        on_case: called after each case is read, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[CaseFiles],
+        labels: dict[str, int],
+        recipe: Recipe,
+        *,
+        augment: bool,
+        on_case: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.files = {case.id: case for case in files}
+        self.labels = labels
+        self.recipe = recipe
+        self.augmentation = build_augmentation(recipe.augmentation) if augment else None
+        self.items: list[Item] = []
+        self._kept: dict[str, list[Case]] = {}
+        room = recipe.training.cache_gigabytes * 2**30
+        for index, case in enumerate(files):
+            slices = self._read(case.id)
+            self.items += [Item(case.id, item.id, index, position) for position, item in enumerate(slices)]
+            size = sum(item.image.nbytes + _label(item).nbytes for item in slices)
+            if size <= room:
+                self._kept[case.id] = slices
+                room -= size
+            on_case()
+
+    def _read(self, case_id: str) -> list[Case]:
+        return preprocess(read_case(self.files[case_id], self.labels), self.recipe.preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        epoch, position = draw
+        item = self.items[position]
+        slices = self._kept[item.case] if item.case in self._kept else self._read(item.case)
+        source = slices[item.position]
+        image = torch.from_numpy(np.ascontiguousarray(source.image))
+        label = torch.from_numpy(_label(source).astype(np.uint8))
+        if self.augmentation is not None:
+            generator = sample_generator(self.recipe.training.seed, epoch, item.id)
+            image, label = self.augmentation(image, label, generator)
+        return {"image": image, "label": label, "case": item.case_index}
+
+
+def _label(case: Case) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
+    assert case.label is not None, case.id
+    return case.label
+
+
+class EpochSampler(Sampler[Draw]):
+    """Yields (epoch, position); the order is a function of (seed, epoch), dealt out evenly to processes.
+
+    Lightning calls `set_epoch` at the start of every epoch.
+    """
+
+    def __init__(
+        self, number: int, *, draws: int, seed: int, shuffle: bool, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.number, self.draws, self.seed, self.shuffle = number, draws, seed, shuffle
+        self.rank, self.processes = rank, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.draws, self.processes))
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = np.arange(self.number)
+        if self.shuffle:
+            generator = np.random.default_rng([self.seed, self.epoch])
+            rounds = -(-self.draws // self.number)
+            order = np.concatenate([generator.permutation(self.number) for _ in range(rounds)])
+        for position in order[self.rank : self.draws : self.processes]:
+            yield self.epoch, int(position)
+
+
+class SegmentationData(LightningDataModule):  # type: ignore[misc]
+    """Batches {"image": (B, C, H, W) float32, "label": (B, H, W) uint8, "case": (B,) place in the part}.
+
+    A last training batch that would hold a single item is dropped: batch normalisation needs two.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[CaseFiles],
+        split: Split,
+        labels: dict[str, int],
+        recipe: Recipe,
+        *,
+        on_case: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        by_id = {case.id: case for case in files}
+        self.recipe = recipe
+        self.train = SegmentationItems(
+            [by_id[i] for i in split.train], labels, recipe, augment=True, on_case=on_case
+        )
+        self.val = SegmentationItems(
+            [by_id[i] for i in split.val], labels, recipe, augment=False, on_case=on_case
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches of the training part in the order of the epoch."""
+        settings = self.recipe.training
+        number = len(self.train)
+        draws = settings.steps_per_epoch * settings.batch_size if settings.steps_per_epoch else number
+        if draws % settings.batch_size == 1 and draws > 1:
+            draws -= 1
+        return self._loader(self.train, draws=draws, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches of the validation part, always in the same order."""
+        return self._loader(self.val, draws=len(self.val), shuffle=False)
+
+    def _loader(self, items: SegmentationItems, *, draws: int, shuffle: bool) -> DataLoader[dict[str, Any]]:
+        settings = self.recipe.training
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(items),
+            draws=draws,
+            seed=settings.seed,
+            shuffle=shuffle,
+            rank=trainer.global_rank if trainer else 0,
+            processes=trainer.world_size if trainer else 1,
+        )
+        workers = _number_of_workers(settings.workers) if shuffle else 0
+        return DataLoader(
+            items,
+            batch_size=settings.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread if workers else None,
+        )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _number_of_workers(setting: int | str) -> int:
+    """All but two cores with a GPU to feed; none on a CPU, where the network needs every core itself."""
+    if isinstance(setting, int):
+        return setting
+    return max(0, min(16, (os.cpu_count() or 1) - 2)) if torch.cuda.is_available() else 0

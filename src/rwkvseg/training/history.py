@@ -1,0 +1,151 @@
+"""What a run leaves behind while it trains: metrics.csv, curves.png, and a progress line with an ETA."""
+
+import csv
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rwkvseg.output import write_atomically, write_text
+
+COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_dsc", "seconds")
+
+
+class History(Callback):  # type: ignore[misc]
+    """Keeps one row per epoch; the rows travel in the checkpoint, so a resumed run continues its own table.
+
+    Args:
+        folder: where metrics.csv and curves.png are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, float | int | None]] = []
+        self._started = 0.0
+        self._before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock where the last row stopped."""
+        self._started = time.perf_counter()
+        self._before = float(self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's row and write the table."""
+        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        metrics = trainer.callback_metrics
+        row: dict[str, float | int | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        row["train_loss"] = float(metrics["train_loss"])
+        for name in ("val_loss", "val_dsc"):
+            value = float(metrics[name]) if validated and name in metrics else math.nan
+            row[name] = None if math.isnan(value) else value
+        row["seconds"] = round(self._before + time.perf_counter() - self._started, 2)
+        self.rows.append(row)
+        self._write_table()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curves once, at the end."""
+        draw_curves(self.rows, self.folder / "curves.png")
+
+    def _write_table(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / "metrics.csv", text.getvalue())
+
+
+def draw_curves(rows: list[dict[str, float | int | None]], path: Path) -> None:
+    """Loss (left) and validation DSC in % (right) against the epoch, as PNG."""
+    from matplotlib.figure import Figure  # loading it takes a second that only runs with a picture should pay
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("train_loss", "#0072b2"), ("val_loss", "#d55e00")):
+        left.plot(*_points(rows, name, 1.0), color=colour, label=name.replace("_", " "))
+    left.set(xlabel="epoch", ylabel="loss")
+    left.legend(frameon=False)
+    right.plot(*_points(rows, "val_dsc", 100.0), color="#009e73", marker=".")
+    right.set(xlabel="epoch", ylabel="validation DSC (%)", ylim=(0, 100))
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _points(
+    rows: list[dict[str, float | int | None]], name: str, scale: float
+) -> tuple[list[Any], list[Any]]:
+    known = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
+    return [int(epoch or 0) + 1 for epoch, _ in known], [scale * float(value or 0.0) for _, value in known]
+
+
+class TrainingProgress(Callback):  # type: ignore[misc]
+    """One bar over the whole run with loss, DSC and ETA; without a terminal, a line every tenth of it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the epoch where training starts or resumes."""
+        self._started, self._first = time.perf_counter(), trainer.current_epoch
+        if not self.console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step)
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the epoch's figures."""
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        text = f"epoch {done}/{total}  loss {metrics['train_loss']:.3f}"
+        if "val_dsc" in metrics:
+            text += f"  val DSC {100 * metrics['val_dsc']:.2f} %"
+        if self._bar:
+            self._bar.update(self._task, description=text)
+        elif done == total or done % max(1, total // 10) == 0:
+            elapsed = time.perf_counter() - self._started
+            left = elapsed / (done - self._first) * (total - done)
+            self.console.print(f"{text}  {elapsed:.0f} s, about {left:.0f} s left", highlight=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar, also after a failure."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,135 @@
+"""What one training step, one validation and the optimiser are; Lightning does the rest."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from rwkvseg.training.losses import SegmentationLoss
+from rwkvseg.training.recipe import OptimizerSettings, Recipe
+
+
+class SegmentationModule(LightningModule):  # type: ignore[misc]
+    """Trains `network` (logits from images) by a recipe and measures DSC per validation case.
+
+    Args:
+        network: (B, C, *spatial) -> logits (B, num_classes, *spatial).
+        recipe: loss, optimiser, epochs.
+        num_classes: background included.
+        val_cases: number of validation cases; slices of one volume are counted together.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.num_classes = num_classes
+        self.loss = SegmentationLoss(cross_entropy=recipe.loss.cross_entropy, dice=recipe.loss.dice)
+        self.val_cases = val_cases
+        self._counts = torch.zeros(0)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what is random inside the network (drop path) by (seed, epoch): a resumed run repeats it."""
+        torch.manual_seed(self.recipe.training.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        """Loss of one batch."""
+        loss: Tensor = self.loss(self(_laid_out(batch["image"])), batch["label"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._counts = torch.zeros(
+            self.val_cases, self.num_classes, 3, dtype=torch.float64, device=self.device
+        )
+
+    def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
+        """Loss, and true positive, predicted and true pixels of every class, added to their case."""
+        logits = self(_laid_out(batch["image"]))
+        label = batch["label"].long()
+        self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
+        counts = overlap_counts(logits.argmax(1), label, self.num_classes)
+        self._counts.index_add_(0, batch["case"], counts.to(self._counts))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean DSC: classes of a case first, then cases; a class absent from both does not count."""
+        counts: Any = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+        self.log("val_dsc", mean_dsc(counts))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm over all gradients; Lightning's own way refuses the fused optimiser."""
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; weight decay on matrices and kernels only."""
+        settings = self.recipe.optimizer
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(
+            groups, lr=settings.learning_rate, weight_decay=0.0, fused=self.device.type == "cuda"
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        factor = learning_rate_factor(settings, steps=steps, epochs=self.recipe.training.epochs)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+
+def _laid_out(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last) if image.ndim == 4 else image
+
+
+def overlap_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count pixels: prediction, label (B, *spatial) -> (B, num_classes, 3) = both, predicted, true."""
+    pair = label.flatten(1) * num_classes + prediction.flatten(1)
+    table = torch.stack([torch.bincount(row, minlength=num_classes**2) for row in pair])
+    table = table.view(-1, num_classes, num_classes)  # (B, true class, predicted class)
+    return torch.stack([table.diagonal(dim1=1, dim2=2), table.sum(1), table.sum(2)], dim=-1)
+
+
+def mean_dsc(counts: Tensor) -> Tensor:
+    """Mean foreground DSC in 0..1 of counts (cases, classes, 3); NaN where no case holds any structure."""
+    both, predicted, true = counts[:, 1:].unbind(-1)
+    dsc = 2 * both / (predicted + true)  # 0 / 0 = NaN: absent from both
+    return dsc.nanmean(dim=1).nanmean().float()
+
+
+def learning_rate_factor(settings: OptimizerSettings, *, steps: int, epochs: int) -> Callable[[int], float]:
+    """Learning rate over its peak as a function of the step: linear warm-up, then cosine to the minimum.
+
+    With schedule "epoch" the cosine moves on once an epoch, as CosineAnnealingLR over the epochs does.
+    """
+    floor = settings.min_learning_rate / settings.learning_rate
+    per_epoch = max(1, steps // epochs)
+
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.schedule == "epoch":
+            progress = (step // per_epoch) / epochs
+        else:
+            progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

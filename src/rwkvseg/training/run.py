@@ -1,0 +1,296 @@
+"""A run from recipe to report: prepare the folder, fit, export the model, test it on unseen cases."""
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from rwkvseg import __version__
+from rwkvseg.data.layouts import DataFolder, read_case
+from rwkvseg.data.splits import Split
+from rwkvseg.data.transforms import normalise
+from rwkvseg.inference.device import choose_device
+from rwkvseg.inference.evaluate import Evaluation, evaluate
+from rwkvseg.inference.model_file import Architecture, ModelDescription, save_model
+from rwkvseg.inference.predict import predict_files
+from rwkvseg.inference.predictor import Predictor
+from rwkvseg.models.registry import create_model
+from rwkvseg.output import write_json
+from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
+from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.history import History, TrainingProgress
+from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.run_folder import check_run, describe_run, open_recipe_data, part_files
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run lies, its summary, and the evaluation of each part that has cases."""
+
+    folder: Path
+    summary: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+
+
+def train(
+    recipe: Recipe, out: Path, *, device: str = "auto", resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Carry out a recipe: train, keep the last and the best checkpoint, export the model, evaluate it.
+
+    Killed at any moment, the same call with `resume=True` goes on from the last saved epoch; on a CPU the
+    result equals that of an uninterrupted run bit for bit.
+
+    Args:
+        recipe: the whole description; its `data.path` must be set.
+        out: the run folder, made when missing.
+        device: "auto", "cpu" or "cuda".
+        resume: continue the run in `out`; where there is none yet, start it.
+        console: where progress goes; None keeps quiet.
+
+    Raises:
+        UsageError: `out` holds a run and `resume` is not set.
+        RecipeError: the recipe lacks something or differs from the run's.
+        DataError: a case cannot be used; it is named.
+        BackendError: the device is not there.
+        OutputError: a result cannot be written.
+    """
+    started = time.perf_counter()
+    chosen = choose_device(device)
+    folder, labels, split = open_recipe_data(recipe)
+    check_run(out, recipe, folder, split, resume=resume)
+    run = _Run(recipe, out, folder, labels, split, chosen, console or Console(quiet=True))
+    network, data = run.build_network(), run.read_data()  # whatever they refuse leaves no folder behind
+    describe_run(out, recipe, folder, split, chosen)
+    history = run.fit(network, data)
+    return run.finish(network, history, started)
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    out: Path
+    folder: DataFolder
+    labels: dict[str, int]
+    split: Split
+    device: torch.device
+    console: Console
+
+    def read_data(self) -> SegmentationData:
+        """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
+        with self._bar("reading cases", sum(map(len, self._parts().values()))) as advance:
+            data = SegmentationData(self.folder.cases, self.split, self.labels, self.recipe, on_case=advance)
+            for files in part_files(self.folder, self.split, "test"):
+                normalise(read_case(files, self.labels), self.recipe.preprocessing)
+                advance()
+        return data
+
+    def _parts(self) -> dict[str, tuple[str, ...]]:
+        return {part: getattr(self.split, part) for part in ("train", "val", "test")}
+
+    def fit(self, network: nn.Module, data: SegmentationData) -> History:
+        """Train from the start or from the last checkpoint; `network` then holds the last epoch's weights."""
+        settings = self.recipe.training
+        module = SegmentationModule(
+            network, self.recipe, num_classes=len(self.labels), val_cases=len(self.split.val)
+        )
+        history = History(self.out)
+        saving = checkpoint_callbacks(
+            self.out / "checkpoints", every=settings.checkpoint_every, validate_every=settings.validate_every
+        )
+        last = self.out / "checkpoints" / "last.ckpt"
+        with _quiet_lightning():
+            trainer = self._trainer([history, TrainingProgress(self.console), *saving])
+            resumed = last if last.exists() else None
+            with _keyboard_interrupt_passes(trainer):
+                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
+            with _quiet_lightning():
+                trainer.save_checkpoint(last)
+        return history
+
+    def build_network(self) -> nn.Module:
+        """Network of the recipe with the fresh weights of its seed."""
+        torch.manual_seed(self.recipe.training.seed)
+        network: nn.Module = create_model(
+            self.recipe.model.name,
+            in_channels=self.recipe.preprocessing.channels,
+            num_classes=len(self.labels),
+            **self.recipe.model.overrides,
+        )
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.recipe.training.compile:
+            network.compile()
+        return network
+
+    def _trainer(self, callbacks: list[Any]) -> Trainer:
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.set_float32_matmul_precision("high")
+        precision = self.recipe.training.precision
+        mixed = precision == "bfloat16" or (precision == "auto" and cuda)
+        return Trainer(
+            accelerator="gpu" if cuda else "cpu",
+            devices=1,
+            precision="bf16-mixed" if mixed else "32-true",
+            max_epochs=self.recipe.training.epochs,
+            check_val_every_n_epoch=self.recipe.training.validate_every,
+            gradient_clip_val=self.recipe.optimizer.gradient_clip,
+            callbacks=callbacks,
+            plugins=[SafeCheckpointIO()],
+            default_root_dir=self.out,
+            benchmark=cuda,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def finish(self, network: nn.Module, history: History, started: float) -> RunResult:
+        """Export the reported checkpoint, evaluate it on val and test, write the summary."""
+        if self.recipe.training.report == "best":
+            state = SafeCheckpointIO().load_checkpoint(self.out / "checkpoints" / "best.ckpt")["state_dict"]
+            weights = {name.removeprefix("network."): value for name, value in state.items()}
+            network.load_state_dict(weights, strict=True)
+        description = save_model(self.out / "model", network, self._description())
+        predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
+        evaluations = {
+            part: self._evaluate(predictor, part) for part in ("val", "test") if getattr(self.split, part)
+        }
+        metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
+        save_model(self.out / "model", network, description.model_copy(update={"metrics": metrics}))
+        summary = self._summary(network, history, metrics) | {
+            "total_seconds": round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
+        }
+        write_json(self.out / "summary.json", summary)
+        return RunResult(self.out, summary, evaluations)
+
+    def _description(self) -> ModelDescription:
+        recipe, split = self.recipe, self.split
+        return ModelDescription(
+            rwkvseg_version=__version__,
+            architecture=Architecture(
+                name=recipe.model.name,
+                in_channels=recipe.preprocessing.channels,
+                num_classes=len(self.labels),
+                overrides=recipe.model.overrides,
+            ),
+            labels=self.labels,
+            preprocessing=recipe.preprocessing,
+            protocol={
+                "recipe": recipe.name,
+                "split": {"rule": split.rule, "seed": split.seed},
+                "cases": {part: len(cases) for part, cases in self._parts().items()},
+                "epochs": recipe.training.epochs,
+                "checkpoint": recipe.training.report,
+                "seed": recipe.training.seed,
+            },
+            licence=recipe.data.licence
+            if recipe.data.licence != "not stated"
+            else self.folder.licence or "not stated",
+        )
+
+    def _evaluate(self, predictor: Predictor, part: str) -> Evaluation:
+        files = part_files(self.folder, self.split, part)
+        predictions = self.out / "predictions" / part
+        with self._bar(f"predicting {part}", len(files)) as advance:
+            predict_files(predictor, files, predictions, on_case=lambda _: advance())
+        with self._bar(f"evaluating {part}", len(files)) as advance:
+            return evaluate(
+                predictions,
+                self.folder.root,
+                self.out / "evaluation" / part,
+                labels=self.labels,
+                layout=self.recipe.data.layout,
+                only={case.id for case in files},
+                seed=self.recipe.training.seed,
+                context={
+                    "recipe": self.recipe.name,
+                    "part": f"{part} ({self.split.rule} split, seed {self.split.seed})",
+                    "checkpoint": f"{self.recipe.training.report}, epoch {self.recipe.training.epochs}",
+                    "licence of the data": self._description().licence,
+                },
+                on_case=lambda _done, _total: advance(),
+            )
+
+    def _summary(self, network: nn.Module, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        scored = [row for row in history.rows if row["val_dsc"] is not None]
+        best = max(scored, key=lambda row: row["val_dsc"] or 0.0, default=None)
+        seconds = float(history.rows[-1]["seconds"] or 0.0)
+        images = int(history.rows[-1]["step"] or 0) * self.recipe.training.batch_size
+        return {
+            "recipe": self.recipe.name,
+            "model": self.recipe.model.name,
+            "checkpoint": self.recipe.training.report,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "epochs": len(history.rows),
+            "training_seconds": seconds,
+            "images_per_second": round(images / seconds, 1) if seconds else None,  # validation included
+            "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            "best_epoch": int(best["epoch"] or 0) + 1 if best else None,
+            "best_val_dsc_on_network_grid": best["val_dsc"] if best else None,
+            "results": metrics,
+        }
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Any]:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        shown = self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=not shown, transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda: progress.advance(task)
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, Any]:
+    content = evaluation.summary.to_json()
+    return {
+        "protocol": content["protocol"],
+        "cases": len(content["cases"]),
+        "mean": content["mean"],
+        "classes": content["classes"],
+    }
+
+
+@contextmanager
+def _keyboard_interrupt_passes(trainer: Trainer) -> Iterator[None]:
+    """Undo what Lightning does on Ctrl-C: it ignores further ones and exits with code 1."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit_of_lightning:
+        if trainer.interrupted and isinstance(exit_of_lightning.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from exit_of_lightning
+        raise
+    finally:
+        with suppress(ValueError):  # signals belong to the main thread
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advice about workers, devices and logging intervals away from the user."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

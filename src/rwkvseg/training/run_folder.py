@@ -1,0 +1,143 @@
+"""The run folder: what is written before training starts, and what a resumed run must still agree with.
+
+RUN/
+    recipe.yaml environment.json split.json cases.json   before the first step
+    metrics.csv checkpoints/{last,best}.ckpt             every epoch (or as the recipe says)
+    curves.png model/ predictions/ evaluation/           at the end
+    summary.json                                         last of all: a run with it is complete
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
+from rwkvseg.data.splits import Split, make_split, read_split, write_split
+from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.output import write_json, write_text
+from rwkvseg.training.environment import describe_environment, list_cases
+from rwkvseg.training.recipe import Recipe
+
+DESCRIPTION = "recipe.yaml"
+
+
+def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]:
+    """Data folder, labels and split that a recipe means.
+
+    Raises:
+        RecipeError: no data path, or no labels anywhere.
+        DataError: the folder, the split file or the number of cases will not do.
+    """
+    if recipe.data.path is None:
+        raise RecipeError("the recipe names no data. Give --data DIR, or set data.path in the recipe.")
+    folder = open_data(recipe.data.path, recipe.data.layout)
+    labels = recipe.data.labels or folder.labels
+    if labels is None:
+        raise RecipeError(
+            f"neither the recipe nor {folder.root} names the labels. Set data.labels, "
+            "such as {background: 0, polyp: 1}."
+        )
+    if sorted(labels.values()) != list(range(len(labels))) or len(labels) < 2:
+        raise DataError(
+            f"the labels of {folder.root} are {labels}: not 0 (background), 1, 2, ... without gaps. "
+            "Renumber the label maps and dataset.json."
+        )
+    settings = recipe.split
+    if settings.file is not None:
+        split = read_split(settings.file, folder.cases)
+    else:
+        split = make_split(folder.cases, settings.rule, settings.seed)
+    if len(split.train) < 2 or not split.val:
+        raise DataError(
+            f"the split leaves {len(split.train)} cases to train on and {len(split.val)} to validate. "
+            "At least 2 and 1 are needed: add cases, or give a split file."
+        )
+    return folder, labels, split
+
+
+def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless it is to be resumed and recipe and data are the same.
+
+    Raises:
+        UsageError: a run is there and is not to be resumed.
+        RecipeError: the recipe differs from the run's.
+        DataError: split or files differ from the run's, or its description cannot be read.
+    """
+    described = out / DESCRIPTION
+    if not described.exists():
+        return
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
+    _require_same_recipe(described, recipe)
+    _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
+
+
+def describe_run(
+    out: Path, recipe: Recipe, folder: DataFolder, split: Split, device: torch.device
+) -> None:
+    """Write the run's description, the recipe last: a folder with it holds a run; none is overwritten.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if (out / DESCRIPTION).exists():
+        return
+    write_json(out / "environment.json", describe_environment(device))
+    write_split(out / "split.json", split)
+    write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
+    write_text(out / DESCRIPTION, recipe.to_yaml())
+
+
+def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
+    """Cases of one part, in the order of the split."""
+    by_id = {case.id: case for case in folder.cases}
+    return [by_id[case] for case in getattr(split, part)]
+
+
+def _require_same_recipe(path: Path, recipe: Recipe) -> None:
+    try:
+        old = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
+    new = _flatten(recipe.model_dump(mode="json"))
+    # where data and split file lie may change; what they hold is checked by the cases' checksums
+    differing = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key) and key not in ("data.path", "split.file")
+    )
+    if differing:
+        told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:5])
+        raise RecipeError(
+            f"the recipe differs from the one in {path} ({told}). "
+            "Resume with the same recipe, or start a new --out."
+        )
+
+
+def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:
+    try:
+        old = {case["id"]: case for case in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read {path}: {error}. Start a new run with another --out.") from error
+    new = {case["id"]: case for case in cases}
+    differing = sorted(case for case in old.keys() | new.keys() if old.get(case) != new.get(case))
+    if differing:
+        raise DataError(
+            f"{len(differing)} cases differ from those the run began with, the first is '{differing[0]}'. "
+            "Restore the files and the split, or start a new run with another --out."
+        )
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
