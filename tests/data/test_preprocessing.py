@@ -121,8 +121,9 @@ def test_resizing_a_label_up_and_down_again_is_the_identity(factor):
     np.testing.assert_array_equal(resize_label(larger, (5, 8)), label)
 
 
-def test_image_and_label_stay_aligned_when_resized():
-    rows, columns = np.mgrid[:60, :90]
+@pytest.mark.parametrize("finer", [1, 7, 10])
+def test_image_and_label_stay_aligned_when_resized(finer):
+    rows, columns = np.mgrid[: 60 * finer, : 90 * finer] / finer
     disc = ((rows - 20) ** 2 + (columns - 61) ** 2 < 15**2).astype(np.uint8)
     image = resize_image(disc[None].astype(np.float32), (37, 41))
     label = resize_label(disc, (37, 41))
