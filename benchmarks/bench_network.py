@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms first")
     parser.add_argument(
         "--profile", action="store_true", help="print the ten dearest operators of a training step"
     )
@@ -53,7 +54,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     print(
         f"{name}, torch {torch.__version__}, {arguments.size} x {arguments.size}, batch {arguments.batch}, ",
         end="",
@@ -105,8 +106,8 @@ def main() -> None:
             inference = median_seconds(forward, device, arguments.repeats)
         print(
             f"{model:20s} training {arguments.batch / training:7.1f} img/s ({1e3 * training:6.1f} ms,"
-            f" peak {peak:.2f} GiB, warm-up {first:.0f} s)   inference {arguments.batch / inference:7.1f} img/s"
-            f" ({1e3 * inference:6.1f} ms)"
+            f" peak {peak:.2f} GiB, warm-up {first:.0f} s)"
+            f"   inference {arguments.batch / inference:7.1f} img/s ({1e3 * inference:6.1f} ms)"
         )
 
 

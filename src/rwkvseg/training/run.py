@@ -150,7 +150,7 @@ class _Run:
             callbacks=callbacks,
             plugins=[SafeCheckpointIO()],
             default_root_dir=self.out,
-            benchmark=cuda,
+            benchmark=False,  # trying algorithms costs half a minute a run and gains little
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             logger=False,
