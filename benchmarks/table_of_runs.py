@@ -66,7 +66,7 @@ def main() -> None:
     )
     print(
         "| network | parameters | epochs | test DSC % of each seed | mean | deviation | "
-        "95 % interval, pooled cases | HD95 px (interval) | seconds of a run | images/s, validation included |"
+        "95 % interval, pooled cases | HD95 px (interval) | seconds of a run | images/s with validation |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, runs in networks.items():
@@ -83,7 +83,8 @@ def main() -> None:
     )
     print(
         f"\n{name_a} - {name_b}: {test.difference:+.2f} DSC points, "
-        f"95 % interval {test.low:+.2f} to {test.high:+.2f}, paired permutation test p = {test.p_value:.4f}, {test.cases} (seed, case) pairs of "
+        f"95 % interval {test.low:+.2f} to {test.high:+.2f}, "
+        f"paired permutation test p = {test.p_value:.4f}, {test.cases} (seed, case) pairs of "
         f"{len({case for _, case in shared})} cases"
     )
 
