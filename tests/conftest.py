@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
+
 from small import small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# a busy machine must not fail a test that is right
+hypothesis.settings.register_profile("rwkvseg", deadline=None)
+hypothesis.settings.load_profile("rwkvseg")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

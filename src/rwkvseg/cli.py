@@ -4,14 +4,16 @@ Errors are one or two lines; exit codes are 0 ok, 1 failed, 2 wrong usage.
 """
 
 import json
+import os
 import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,6 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+INTERRUPTED = 130  # what shells and typer make of Ctrl-C
+COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
 
 
 class Device(StrEnum):
@@ -94,8 +100,8 @@ def train(
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
     for part, evaluation in result.evaluations.items():
         _print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
-        console.print(f"report: {evaluation.report}", highlight=False, soft_wrap=True)
-    console.print(f"model:  {folder / 'model'}", highlight=False, soft_wrap=True)
+        _say(console, f"report: {evaluation.report}")
+    _say(console, f"model:  {folder / 'model'}")
 
 
 @app.command()
@@ -142,11 +148,7 @@ def predict(
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
     seconds = sum(item.seconds for item in done)
-    console.print(
-        f"{len(done)} label maps in {out}, {seconds:.1f} s on {predictor.device}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(console, f"{len(done)} label maps in {out}, {seconds:.1f} s on {predictor.device}")
 
 
 @app.command()
@@ -179,15 +181,10 @@ def evaluate(
     _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
     if result.not_predicted:
         some = ", ".join(result.not_predicted[:5])
-        console.print(
-            f"not scored: {len(result.not_predicted)} truths without a prediction ({some})", highlight=False
-        )
+        _say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
     if result.recorded_protocol not in (None, protocol.value):
-        console.print(
-            f"note: predicted under '{result.recorded_protocol}', scored under '{protocol.value}'",
-            highlight=False,
-        )
-    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+        _say(console, f"note: predicted under '{result.recorded_protocol}', scored under '{protocol.value}'")
+    _say(console, f"report: {result.report}")
 
 
 @app.command()
@@ -207,8 +204,8 @@ def demo(
     result = run_demo(out, device=device.value, seed=seed, console=console)
     evaluation = result.evaluations["test"]
     _print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
-    console.print(f"pictures: {evaluation.report}", highlight=False, soft_wrap=True)
-    console.print(f"model:    {result.folder / 'model'}", highlight=False, soft_wrap=True)
+    _say(console, f"pictures: {evaluation.report}")
+    _say(console, f"model:    {result.folder / 'model'}")
 
 
 class _progress:
@@ -233,6 +230,11 @@ class _progress:
             self.bar.update(self.task, completed=done, total=total)
 
 
+def _say(console: Console, line: str) -> None:
+    """Print as it is: paths and case ids are no markup, and must not be broken where they are long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_summary(console: Console, summary: Summary, *, title: str) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("class")
@@ -241,26 +243,42 @@ def _print_summary(console: Console, summary: Summary, *, title: str) -> None:
     for row in (*summary.classes, summary.mean):
         interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
         outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
-        table.add_row(row.name, f"{100 * row.dsc.mean:.2f}", interval, f"{row.hd95.mean:.2f}", *outcomes)
+        table.add_row(
+            escape(row.name), f"{100 * row.dsc.mean:.2f}", interval, f"{row.hd95.mean:.2f}", *outcomes
+        )
     console.print(table)
 
 
 def main() -> None:
     """Run the program; the only place where errors become text and exit codes."""
+    # threads that wait by spinning slow each other many times over when anything else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
-    except KeyboardInterrupt:
-        _fail("stopped. A training goes on with the same command and --resume.", 130)
+        interrupted = app(prog_name="rwkvseg", standalone_mode=False) == INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        interrupted = True
     except RWKVSegError as error:
         if debug:
             traceback.print_exc()
         _fail(str(error), error.exit_code)
+    except COMMAND_LINE_ERROR as error:
+        _explain_usage(error)
     except Exception as error:
         if debug:
             traceback.print_exc()
         _fail(_explain_unexpected(error), 1)
+    if interrupted:
+        _fail("stopped. A training goes on with the same command and --resume.", INTERRUPTED)
+
+
+def _explain_usage(error: Any) -> NoReturn:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if error.ctx else "rwkvseg"
+    _fail(f"{error.format_message().rstrip('.')}. See `{command} --help`.", error.exit_code)
 
 
 def _explain_unexpected(error: Exception) -> str:
@@ -276,7 +294,7 @@ def _explain_unexpected(error: Exception) -> str:
     )
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)
 

@@ -99,6 +99,11 @@ def evaluate(
         pairs = [pair for pair in pairs if pair.case in only]
         missing = [case for case in missing if case in only]
     labels = dict(labels or record.get("labels") or found_labels or _labels_in_files(pairs))
+    if not any(labels.values()):
+        raise DataError(
+            f"neither {predictions} nor {truth} holds anything but background, so nothing tells the labels. "
+            "Give the data folder as truth; its dataset.json names them."
+        )
     scores: list[ClassScore] = []
     unit = None
     for number, pair in enumerate(pairs, 1):

@@ -1,6 +1,8 @@
 """Checkpoints that survive being killed and never run code: written whole, read with weights_only=True."""
 
 import pickle
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,21 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from rwkvseg.errors import ModelFileError
 from rwkvseg.output import write_atomically
+
+# what torch's unpickler raises at bytes that are no checkpoint
+DAMAGE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 
 class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
@@ -24,7 +41,9 @@ class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # torch reports a full disk as a failed zip writer
-                raise OSError(f"the checkpoint could not be written whole ({error})") from error
+                raise OSError(
+                    "the checkpoint could not be written whole, most likely for lack of space"
+                ) from error
 
     def load_checkpoint(
         self,
@@ -38,10 +57,12 @@ class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
             ModelFileError: missing, damaged, or holding more than tensors and plain values.
         """
         try:
-            loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of foreign pickles, which are refused anyway
+                loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except DAMAGE as error:
             raise ModelFileError(
-                f"cannot resume from {path}: {' '.join(str(error).split())[:200]}. "
+                f"cannot resume from {path}: {' '.join(str(error).split())[:200] or type(error).__name__}. "
                 "Remove this file to start the run again from its beginning."
             ) from error
         return loaded

@@ -122,6 +122,17 @@ class EpochSampler(Sampler[Draw]):
             yield self.epoch, int(position)
 
 
+class _LateLoader(DataLoader[dict[str, Any]]):
+    """Lets workers begin at the first batch that is asked for.
+
+    Lightning makes the iterator before it tells the sampler the epoch; of a resumed run they would draw
+    epoch 0 again.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 class SegmentationData(LightningDataModule):  # type: ignore[misc]
     """Batches {"image": (B, C, H, W) float32, "label": (B, H, W) uint8, "case": (B,) place in the part}.
 
@@ -172,7 +183,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             processes=trainer.world_size if trainer else 1,
         )
         workers = _number_of_workers(settings.workers) if shuffle else 0
-        return DataLoader(
+        return _LateLoader(
             items,
             batch_size=settings.batch_size,
             sampler=sampler,
@@ -180,6 +191,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread if workers else None,
+            generator=torch.Generator(),  # else it draws from the global one, as often as workers are started
         )
 
 

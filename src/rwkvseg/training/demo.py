@@ -20,7 +20,8 @@ def demo_recipe(data: Path, *, seed: int = 0) -> Recipe:
             "data": {"path": data, "labels": PHANTOM_LABELS, "licence": PHANTOM_LICENCE},
             "split": {"rule": "paper", "seed": seed},
             "preprocessing": {"channels": 1, "size": (128, 128), "normalisation": "unit"},
-            "model": {"name": "rwkv_unet_tiny", "overrides": {"drop_path_rate": 0.0}},  # too few steps to need it
+            # too few steps to need drop path
+            "model": {"name": "rwkv_unet_tiny", "overrides": {"drop_path_rate": 0.0}},
             "loss": {"cross_entropy": 0.5, "dice": 1.0},
             "optimizer": {
                 "learning_rate": 6e-3,

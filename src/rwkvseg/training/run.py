@@ -275,7 +275,7 @@ def _keyboard_interrupt_passes(trainer: Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from exit_of_lightning
         raise
     finally:
-        with suppress(ValueError):  # signals belong to the main thread
+        with suppress(ValueError, TypeError):  # another thread, or a handler that is not Python's
             signal.signal(signal.SIGINT, handler)
 
 

@@ -76,9 +76,7 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
 
 
-def describe_run(
-    out: Path, recipe: Recipe, folder: DataFolder, split: Split, device: torch.device
-) -> None:
+def describe_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, device: torch.device) -> None:
     """Write the run's description, the recipe last: a folder with it holds a run; none is overwritten.
 
     Raises:

@@ -1,0 +1,92 @@
+"""Text files that say how things stand; `make golden` writes them anew, and the difference is reviewed."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.run import train
+from small import small_recipe
+
+HERE = Path(__file__).resolve().parent
+CONSTRAINTS = HERE.parents[1] / "constraints.txt"
+LOSS_TOLERANCE = 1e-3  # relative: processors and versions of torch round in different ways
+WIDTH = 80
+
+
+def compare(name, text, regenerate, *, equal=str.__eq__):
+    """Check `text` against the golden file, or write it."""
+    path = HERE / name
+    if regenerate:
+        path.write_text(text, encoding="utf-8")
+    assert path.is_file(), f"{name} is missing; run `make golden`"
+    assert equal(text, path.read_text(encoding="utf-8")), f"differs from tests/golden/{name}:\n{text}"
+
+
+def close(text, golden):
+    """Whether two tables of numbers agree."""
+    ours, theirs = ([line.split() for line in table.splitlines()] for table in (text, golden))
+    return ours[0] == theirs[0] and [float(row[1]) for row in ours[1:]] == pytest.approx(
+        [float(row[1]) for row in theirs[1:]], rel=LOSS_TOLERANCE
+    )
+
+
+def test_loss_curve(phantom, tmp_path, monkeypatch, regenerate):
+    """Twenty steps of the small network, from the recipe to the optimiser."""
+    losses = []
+    step = SegmentationModule.training_step
+
+    def recorded(module, batch, index):
+        losses.append(step(module, batch, index))
+        return losses[-1]
+
+    monkeypatch.setattr(SegmentationModule, "training_step", recorded)
+    recipe = small_recipe(phantom, epochs=5)
+    recipe["optimizer"] |= {"weight_decay": 0.05, "warmup_steps": 3}
+    recipe["augmentation"] |= {"scale": 0.2, "shift": 0.1, "contrast": 0.3, "noise": 0.05}
+    train(Recipe.from_mapping(recipe), tmp_path / "run", device="cpu")
+    lines = [f"{index:4d} {loss.item():.9f}" for index, loss in enumerate(losses)]
+    assert len(lines) == 20
+    assert losses[-1] < losses[0]
+    compare("loss_curve.txt", "step loss\n" + "\n".join(lines) + "\n", regenerate, equal=close)
+
+
+def test_logits(regenerate):
+    """Statistics of the untrained networks' logits on a fixed picture: initialisation and forward pass."""
+    from rwkvseg.models.registry import create_model
+
+    image = torch.sin(torch.arange(3 * 48 * 56, dtype=torch.float32).view(1, 3, 48, 56) * 0.37)
+    lines = []
+    for size in ("tiny", "small", "base"):
+        torch.manual_seed(0)
+        network = create_model(f"rwkv_unet_{size}", num_classes=2).eval()
+        with torch.inference_mode():
+            logits = network(image)
+        for channel in range(2):
+            deviation, mean = torch.std_mean(logits[0, channel])
+            lines += [f"{size}.{channel}.mean {mean:.6e}", f"{size}.{channel}.deviation {deviation:.6e}"]
+    compare("logits.txt", "statistic value\n" + "\n".join(lines) + "\n", regenerate, equal=close)
+
+
+@pytest.mark.parametrize("verb", ["rwkvseg", "train", "predict", "evaluate", "demo"])
+def test_help(verb, regenerate):
+    """The help as a terminal of 80 columns shows it, without borders."""
+    pinned = re.search(r"^typer==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    if pinned is None or pinned[1] != version("typer"):
+        pytest.skip("the golden help was written with the typer of constraints.txt")
+    environment = dict(
+        os.environ, COLUMNS=str(WIDTH), TERMINAL_WIDTH=str(WIDTH), NO_COLOR="1", PYTHONIOENCODING="utf-8"
+    )
+    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else [verb]), "--help"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
+    assert max(map(len, done.stdout.splitlines())) <= WIDTH
+    text = re.sub(r"[─│╭╮╰╯]", " ", done.stdout)
+    lines = [line.rstrip() for line in text.splitlines()]
+    compare(f"help_{verb}.txt", "\n".join(line for line in lines if line) + "\n", regenerate)

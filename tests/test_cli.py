@@ -1,0 +1,482 @@
+"""The command line as users meet it: exit codes, messages, and what is left behind after a failure."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rwkvseg import __version__, cli
+from rwkvseg.data import reading
+from rwkvseg.inference.predictor import Predictor
+from small import files_below, small_recipe
+
+
+@pytest.fixture
+def rwkvseg(monkeypatch, capsys):
+    """Run the program in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rwkvseg", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(rwkvseg):
+    """Run the program and expect one or two lines and the exit code; the lines."""
+
+    def run(code, *arguments):
+        found, out, err = rwkvseg(*arguments)
+        assert found == code, (out, err)
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") <= 2
+        assert "Traceback" not in out + err
+        assert not err.startswith("error: unexpected")
+        assert len(re.findall(r"[.`](?:\s|$)", err)) >= 2  # what is wrong, and how to mend it
+        return err
+
+    return run
+
+
+@pytest.fixture
+def data(phantom, tmp_path):
+    """Data folder to be spoilt."""
+    return Path(shutil.copytree(phantom, tmp_path / "data"))
+
+
+@pytest.fixture
+def recipe(tmp_path, data):
+    """Recipe file on that folder."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe(data)))
+    return path
+
+
+@pytest.fixture
+def train(fails, recipe, tmp_path):
+    """Train, expecting a failure that leaves no run behind."""
+
+    def run(code, *arguments):
+        err = fails(code, "train", recipe, "-o", tmp_path / "run", "--device", "cpu", *arguments)
+        assert not (tmp_path / "run").exists()
+        return err
+
+    return run
+
+
+def mask_of(data, part="train", index=0):
+    """A mask of that part of the paper split of seed 0."""
+    from rwkvseg.data.layouts import open_data
+    from rwkvseg.data.splits import make_split
+
+    cases = open_data(data).cases
+    return data / "masks" / f"{getattr(make_split(cases, 'paper', 0), part)[index]}.png"
+
+
+def edit(path, change):
+    with Image.open(path) as picture:
+        values = np.array(picture)
+    Image.fromarray(change(values)).save(path)
+
+
+VERBS = ["train", "predict", "evaluate", "demo"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(rwkvseg, verb):
+    code, out, err = rwkvseg(verb, "--help")
+    assert (code, err) == (0, "")
+    assert re.search(rf"Examples?:\s+rwkvseg {verb} ", out)
+
+
+def test_help_lists_every_verb_and_version_is_told(rwkvseg):
+    code, out, _ = rwkvseg("--help")
+    assert code == 0
+    assert all(verb in out for verb in VERBS)
+    assert "--debug" in out
+    assert rwkvseg("--version") == (0, f"rwkvseg {__version__}\n", "")
+
+
+def test_no_arguments_show_the_help(rwkvseg):
+    code, out, err = rwkvseg()
+    assert code == 2
+    assert "Usage: rwkvseg" in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "a.yaml", "--no-such-option"],
+        ["train", "a.yaml", "--device", "tpu"],
+        ["train", "a.yaml", "-o"],
+        ["train", "a.yaml", "b.yaml"],
+        ["predict", "-m", "run"],
+        ["predict", "-m", "run", "-i", "a.png", "-o", "out", "--protocol", "lenient"],
+        ["evaluate", "-p", "a"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", "x"],
+    ],
+)
+def test_a_wrong_command_line(fails, arguments):
+    assert re.search(r"See `rwkvseg.* --help`\.$", fails(2, *arguments))
+
+
+class TestTrain:
+    def test_no_recipe(self, fails, tmp_path):
+        assert "cannot read the recipe" in fails(2, "train", tmp_path / "absent.yaml")
+
+    def test_a_typo_in_the_recipe(self, train, recipe):
+        recipe.write_text(recipe.read_text().replace("epochs:", "epoch:"))
+        assert "unknown key 'training.epoch'; known here: epochs, batch_size" in train(2)
+
+    def test_a_bad_set(self, train):
+        assert "training.epochs = 'many'" in train(2, "--set", "training.epochs=many")
+
+    def test_a_bad_override_of_the_network(self, train):
+        assert "depths" in train(2, "--set", "model.overrides.depths=[1]")
+        assert "num_classes" in train(2, "--set", "model.overrides.num_classes=4")
+
+    def test_no_data(self, train, recipe):
+        assert "names no data. Give --data DIR" in train(2, "--set", "data.path=")
+
+    def test_a_missing_data_folder(self, train, tmp_path):
+        assert "absent does not exist" in train(1, "--data", tmp_path / "absent")
+
+    def test_an_empty_folder(self, train, tmp_path):
+        (tmp_path / "empty").mkdir()
+        assert "follows no known layout" in train(1, "--data", tmp_path / "empty")
+        (tmp_path / "empty" / "images").mkdir()
+        (tmp_path / "empty" / "masks").mkdir()
+        assert "holds no labelled images" in train(1, "--data", tmp_path / "empty")
+
+    @pytest.mark.parametrize("part", ["train", "val", "test"])
+    def test_a_truncated_image(self, train, data, part):
+        path = data / "images" / mask_of(data, part).name
+        path.write_bytes(path.read_bytes()[:200])
+        assert f"cannot decode {path}" in train(1)
+
+    def test_a_file_that_is_no_image(self, train, data):
+        path = data / "images" / mask_of(data).name
+        path.write_text("not an image")
+        assert "truncated, damaged or not a PNG" in train(1)
+
+    def test_an_image_without_mask_and_a_mask_without_image(self, train, data):
+        path = mask_of(data)
+        path.rename(data / "kept.png")
+        assert f"1 images in {data / 'images'} have no label" in train(1)
+        (data / "kept.png").rename(path)
+        (data / "images" / path.name).unlink()
+        assert f"1 labels in {data / 'masks'} have no image" in train(1)
+
+    @pytest.mark.parametrize("part", ["train", "val", "test"])
+    def test_a_mask_of_another_size(self, train, data, part):
+        edit(mask_of(data, part), lambda values: values[1:])
+        assert re.search(r"masks/.* has size 39 x 36, .*images/.* has 40 x 36", train(1))
+
+    @pytest.mark.parametrize("part", ["train", "test"])
+    def test_labels_outside_the_recipes(self, train, data, part):
+        edit(mask_of(data, part), lambda values: np.where(values == 0, np.uint8(9), values))
+        err = train(1)
+        assert "holds 9, which no label has; known are 0 background, 1 liver" in err
+
+    def test_labels_of_the_data_with_a_gap(self, train, data):
+        description = json.loads((data / "dataset.json").read_text())
+        description["labels"]["aorta"] = 7
+        (data / "dataset.json").write_text(json.dumps(description))
+        assert "without gaps" in train(1)
+
+    def test_no_labels_anywhere(self, train, data):
+        (data / "dataset.json").unlink()
+        assert "Set data.labels" in train(2)
+
+    def test_a_label_map_with_nan(self, fails, tmp_path, phantom_3d):
+        data = Path(shutil.copytree(phantom_3d, tmp_path / "volumes"))
+        path = sorted((data / "labelsTr").iterdir())[0]
+        read = nibabel.load(path)
+        values = read.get_fdata().astype(np.float32)
+        values[3, 4, 5] = np.nan
+        nibabel.save(nibabel.Nifti1Image(values, read.affine), path)
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(yaml.safe_dump(small_recipe(data)))
+        err = fails(1, "train", recipe, "-o", tmp_path / "run")
+        assert f"label map {path} holds NaN or infinity in 1 of 3060 voxels" in err
+        assert not (tmp_path / "run").exists()
+
+    def test_too_few_cases(self, train, data):
+        for path in [*(data / "images").iterdir(), *(data / "masks").iterdir()]:
+            if path.stem > "phantom-0004":
+                path.unlink()
+        assert "5 cases are too few" in train(1)
+
+    def test_a_split_of_other_data(self, train, tmp_path):
+        split = {"train": ["x", "y"], "val": ["z"], "test": []}
+        (tmp_path / "split.json").write_text(json.dumps(split))
+        err = train(1, "--set", "split.file=split.json")
+        assert "names 3 cases that the data does not have: x, y, z" in err
+
+    def test_an_output_path_below_a_file(self, fails, recipe, tmp_path):
+        (tmp_path / "file").write_text("x")
+        err = fails(1, "train", recipe, "-o", tmp_path / "file" / "run", "--device", "cpu")
+        assert "Not a directory" in err
+        assert (tmp_path / "file").read_text() == "x"
+
+    def test_a_run_is_not_overwritten(self, fails, recipe, run_copy):
+        err = fails(2, "train", recipe, "-o", run_copy, "--device", "cpu")
+        assert "already holds a run. Continue it with --resume" in err
+
+    def test_resuming_with_another_recipe(self, fails, recipe, run_copy):
+        err = fails(
+            2, "train", recipe, "-o", run_copy, "--device", "cpu", "--resume", "--set", "training.epochs=9"
+        )
+        assert "training.epochs: 2 there, 9 here" in err
+
+    def test_resuming_with_other_data(self, fails, recipe, run_copy, data):
+        edit(mask_of(data), lambda values: values[::-1])
+        err = fails(1, "train", recipe, "-o", run_copy, "--device", "cpu", "--resume")
+        assert "1 cases differ from those the run began with" in err
+
+    def test_a_full_disk_at_the_checkpoint(
+        self, fails, recipe, tmp_path, file_size_limit, rwkvseg, small_run
+    ):
+        arguments = ("train", recipe, "-o", tmp_path / "run", "--device", "cpu")
+        with file_size_limit(20_000):
+            err = fails(1, *arguments)
+        assert re.search(r"cannot write .*\.ckpt: .*Free some space", err)
+        assert not [name for name in files_below(tmp_path / "run") if "partial" in name]
+        assert files_below(tmp_path / "run" / "checkpoints") == []
+        assert rwkvseg(*arguments, "--resume")[0] == 0  # as the message says
+        ours, theirs = (run / "model" / "model.safetensors" for run in (tmp_path / "run", small_run))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_cuda_where_there_is_none(self, fails, recipe, tmp_path):
+        err = fails(1, "train", recipe, "-o", tmp_path / "run", "--device", "cuda")
+        assert "Use --device cpu, or install a CUDA build" in err
+        assert not (tmp_path / "run").exists()
+
+    def test_masks_of_0_and_255_are_taken_and_it_is_said(self, rwkvseg, data, tmp_path, caplog):
+        (data / "dataset.json").unlink()
+        for path in (data / "masks").iterdir():
+            edit(path, lambda values: np.where(values > 0, 255, 0).astype(np.uint8))
+        content = small_recipe(data, epochs=1)
+        content["data"]["labels"] = {"background": 0, "organ": 1}
+        content["data"]["path"] = None
+        recipe = tmp_path / "binary.yaml"
+        recipe.write_text(yaml.safe_dump(content))
+        reading._say_once.cache_clear()
+        odd = Path(shutil.move(data, tmp_path / "my: data #1"))  # YAML would read something else
+        code, out, err = rwkvseg("train", recipe, "--data", odd, "-o", tmp_path / "run", "--device", "cpu")
+        assert (code, err) == (0, "")
+        assert [record.message for record in caplog.records if record.name == "rwkvseg"] == [
+            "masks hold 0 and 255: 255 is taken as label 1"
+        ]
+        assert "organ" in out
+        assert f"model:  {tmp_path / 'run' / 'model'}" in out
+        description = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+        assert description["labels"] == {"background": 0, "organ": 1}
+
+
+class TestPredict:
+    @pytest.fixture
+    def predict(self, fails, tmp_path, small_run, phantom):
+        """Predict, expecting a failure; nothing is written."""
+
+        def run(code, *, model=small_run, inputs=phantom, out=tmp_path / "out", more=()):
+            err = fails(code, "predict", "-m", model, "-i", inputs, "-o", out, "--device", "cpu", *more)
+            assert not (tmp_path / "out").exists()
+            return err
+
+        return run
+
+    def test_no_model(self, predict, tmp_path):
+        assert "there is no model at" in predict(1, model=tmp_path / "absent")
+
+    def test_missing_altered_and_foreign_weights(self, predict, run_copy):
+        weights = run_copy / "model" / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        assert "was altered or belongs to another model" in predict(1, model=run_copy)
+        weights.unlink()
+        assert "cannot read the weights" in predict(1, model=run_copy)
+
+    def test_a_pickle(self, predict, tmp_path):
+        torch.save({"state_dict": {}}, tmp_path / "weights.pth")
+        assert "is a pickle, which can run any code" in predict(1, model=tmp_path / "weights.pth")
+
+    def test_a_missing_and_an_empty_input(self, predict, tmp_path):
+        assert "absent does not exist" in predict(1, inputs=tmp_path / "absent")
+        (tmp_path / "empty").mkdir()
+        assert "holds no images" in predict(1, inputs=tmp_path / "empty")
+
+    def test_an_input_that_is_no_image(self, predict, tmp_path):
+        (tmp_path / "a.txt").write_text("x")
+        assert "is of no known format" in predict(1, inputs=tmp_path / "a.txt")
+        (tmp_path / "a.png").write_text("x")
+        assert "cannot decode" in predict(1, inputs=tmp_path / "a.png")
+        (tmp_path / "a.nii.gz").write_bytes(b"\x1f\x8b\x08")
+        assert "cannot decode" in predict(1, inputs=tmp_path / "a.nii.gz")
+
+    def test_channels_that_do_not_fit(self, predict, tmp_path):
+        Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+        assert "has 3 channels, the network takes 1" in predict(1, inputs=tmp_path / "a.png")
+
+    def test_an_output_path_below_a_file(self, predict, tmp_path):
+        (tmp_path / "file").write_text("x")
+        assert "cannot write" in predict(1, out=tmp_path / "file" / "out")
+        assert (tmp_path / "file").read_text() == "x"
+
+    def test_a_full_disk(self, fails, tmp_path, small_run, phantom, file_size_limit):
+        out = tmp_path / "out"
+        with file_size_limit(60):
+            err = fails(1, "predict", "-m", small_run, "-i", phantom, "-o", out, "--device", "cpu")
+        assert re.search(r"cannot write .*\.png: File too large", err)
+        assert files_below(out) == []
+
+    def test_a_part_without_a_split(self, predict, small_run, tmp_path, run_copy):
+        assert "needs a run folder" in predict(2, model=small_run / "model", more=("--part", "test"))
+        assert "no cases in the part 'tset'" in predict(2, more=("--part", "tset"))
+        (tmp_path / "some").mkdir()
+        Image.new("L", (20, 20)).save(tmp_path / "some" / "a.png")
+        err = predict(1, inputs=tmp_path / "some", more=("--part", "test"))
+        assert "2 of 2 cases of the part 'test' are not in the input" in err
+        (run_copy / "split.json").write_text("{")
+        assert "is not valid JSON" in predict(1, model=run_copy, more=("--part", "test"))
+
+    def test_a_report_below_a_file(self, fails, small_run, phantom, tmp_path):
+        (tmp_path / "file").write_text("x")
+        one = next((phantom / "images").iterdir())
+        arguments = ("predict", "-m", small_run, "-i", one, "-o", tmp_path / "out", "--device", "cpu")
+        assert "cannot write" in fails(1, *arguments, "--report", tmp_path / "file" / "run.json")
+
+    def test_a_part_of_a_data_folder_with_unlabelled_images(self, rwkvseg, phantom_3d, tmp_path):
+        """imagesTs/ is what is predicted by default, --part means the labelled cases."""
+        data = Path(shutil.copytree(phantom_3d, tmp_path / "volumes"))
+        (data / "imagesTs").mkdir()
+        first = sorted((data / "imagesTr").iterdir())[0]
+        shutil.copy(first, data / "imagesTs" / "new_0000.nii.gz")
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(yaml.safe_dump(small_recipe(data, epochs=1)))
+        assert rwkvseg("train", recipe, "-o", tmp_path / "run", "--device", "cpu")[0] == 0
+        arguments = ("predict", "-m", tmp_path / "run", "-i", data, "--device", "cpu", "-o")
+        code, _, err = rwkvseg(*arguments, tmp_path / "part", "--part", "test")
+        assert (code, err) == (0, "")
+        test = json.loads((tmp_path / "run" / "split.json").read_text())["test"]
+        assert files_below(tmp_path / "part") == [*[f"{case}.nii.gz" for case in test], "prediction.json"]
+        assert rwkvseg(*arguments, tmp_path / "new")[0] == 0
+        assert files_below(tmp_path / "new") == ["new.nii.gz", "prediction.json"]
+
+
+class TestEvaluate:
+    def test_failures_exit_with_1(self, fails, tmp_path, small_run, phantom):
+        predictions = small_run / "predictions" / "test"
+        out = tmp_path / "out"
+        assert "is not a folder" in fails(1, "evaluate", "-p", tmp_path / "a", "-t", phantom, "-o", out)
+        (tmp_path / "empty").mkdir()
+        assert "holds no label maps" in fails(
+            1, "evaluate", "-p", tmp_path / "empty", "-t", phantom, "-o", out
+        )
+        err = fails(1, "evaluate", "-p", predictions, "-t", tmp_path / "empty", "-o", out)
+        assert "holds no label maps" in err
+        (tmp_path / "file").write_text("x")
+        err = fails(1, "evaluate", "-p", predictions, "-t", phantom, "-o", tmp_path / "file" / "out")
+        assert "cannot write" in err
+        assert not out.exists()
+
+    def test_a_full_disk(self, fails, tmp_path, small_run, phantom, file_size_limit):
+        predictions = small_run / "predictions" / "test"
+        with file_size_limit(100):
+            err = fails(1, "evaluate", "-p", predictions, "-t", phantom, "-o", tmp_path / "out")
+        assert re.search(r"cannot write .*scores\.csv: File too large", err)
+        assert files_below(tmp_path / "out") == []
+
+    def test_what_it_prints(self, rwkvseg, tmp_path, small_run, phantom):
+        predictions = tmp_path / "[bold]"
+        shutil.copytree(small_run / "predictions" / "test", predictions)
+        out = tmp_path / "out [red]x"
+        code, printed, err = rwkvseg("evaluate", "-p", predictions, "-t", phantom, "-o", out)
+        assert (code, err) == (0, "")
+        assert f"report: {out / 'report.html'}\n" in printed
+        assert "2 cases" in printed
+        assert "not scored: 18 truths without a prediction" in printed
+        arguments = ("-p", predictions, "-t", phantom, "-o", out, "--protocol", "transunet")
+        assert (
+            "note: predicted under 'strict', scored under 'transunet'" in rwkvseg("evaluate", *arguments)[1]
+        )
+
+
+def test_debug_shows_the_traceback(rwkvseg, tmp_path):
+    for arguments in (["--debug", "train"], ["train", "--debug"]):
+        code, _, err = rwkvseg(*arguments, tmp_path / "absent.yaml")
+        assert code == 2
+        assert "Traceback (most recent call last)" in err
+        assert err.splitlines()[-1].startswith("error: cannot read the recipe")
+
+
+def boom(error):
+    def fail(*_arguments, **_keywords):
+        raise error
+
+    return fail
+
+
+def test_a_fault_of_ours_is_called_so(rwkvseg, monkeypatch, small_run, phantom, tmp_path):
+    monkeypatch.setattr(Predictor, "from_file", boom(ZeroDivisionError("first\nsecond")))
+    arguments = ("predict", "-m", small_run, "-i", phantom, "-o", tmp_path / "out")
+    code, _, err = rwkvseg(*arguments)
+    assert (code, err.count("\n")) == (1, 2)
+    assert err.startswith("error: unexpected ZeroDivisionError: first\nThis is a fault of rwkvseg")
+    assert "Traceback" in rwkvseg(*arguments, "--debug")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "stopped. A training goes on with the same command and --resume."),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "the device ran out of memory. Lower training"),
+    ],
+)
+def test_interruption_and_lack_of_memory(rwkvseg, monkeypatch, phantom, tmp_path, error, code, message):
+    monkeypatch.setattr(Predictor, "from_file", boom(error))
+    found, _, err = rwkvseg("predict", "-m", "x", "-i", phantom, "-o", tmp_path / "out")
+    assert found == code
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_installed_program(tmp_path):
+    import subprocess
+
+    program = Path(sys.executable).with_name("rwkvseg")
+    if not program.exists():
+        pytest.skip("rwkvseg is not installed beside this interpreter")
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    command = [program, "evaluate", "-p", tmp_path / "a", "-t", tmp_path / "b", "-o", tmp_path / "c"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr
+        == f"error: {tmp_path / 'a'} is not a folder. Give the folder that holds the label maps.\n"
+    )
