@@ -96,18 +96,39 @@ def test_long_sequences(decay: float) -> None:
     assert max(found.values()) < 1e-5, found
 
 
-def test_doubling_holds_for_long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = inputs((1, 5000, 2))
-    exact = run(scan_bi_wkv, x.to(torch.float64))
-    monkeypatch.setattr(scan, "_choose_form", FORMS["doubling, float32"])
-    found = errors(run(scan_bi_wkv, x), exact, x)
-    assert max(found.values()) < 1e-5, found
+@pytest.mark.parametrize("num_tokens", [1023, 1024, 2049, 5000, 70_000])
+def test_products_hold_for_long_sequences(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for decay in (-8.0, 3.0, 5000.0):
+        x = inputs((1, num_tokens, 2), decay=decay)
+        monkeypatch.setattr(scan, "_choose_form", FORMS["recurrence, float64"])
+        exact = run(scan_bi_wkv, x.to(torch.float64))
+        monkeypatch.setattr(scan, "_choose_form", FORMS["products, float32"])
+        found = errors(run(scan_bi_wkv, x), exact, x)
+        assert max(found.values()) < 1e-5, (decay, found)
+
+
+@pytest.mark.parametrize("num_tokens", [15, 16, 17, 31, 33, 1025])
+@pytest.mark.parametrize("bonus", [-20.0, 0.0, 20.0])
+def test_products_hold_at_the_limit_of_the_guard(
+    num_tokens: int, bonus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_choose_form", FORMS["products, float32"])
+    for decay, keys in ((-26.0, "0"), (0.0, "13"), (500.0, "13")):
+        x = inputs((2, num_tokens, 3), keys=keys, decay=decay)
+        x = x._replace(u=torch.full_like(x.u, bonus))
+        assert scan._span(x.w, x.u, x.k) < scan.LIMIT[torch.float32]
+        found = errors(run(scan_bi_wkv, x), run(naive_bi_wkv, x.to(torch.float64)), x)
+        assert max(found.values()) < 1e-5, (decay, keys, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("both", [True, False], ids=["16-bit decay", "float32 decay"])
-def test_low_precision_is_as_good_as_the_definition(dtype: torch.dtype, both: bool) -> None:
-    for keys, decay in (("1", 0.0), ("10", 3.0), ("10", -8.0), ("50", 30.0)):
+@pytest.mark.parametrize("form", ["guard", "products, float32"])
+def test_low_precision_is_as_good_as_the_definition(
+    dtype: torch.dtype, both: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_choose_form", FORMS[form])
+    for keys, decay in (("1", 0.0), ("10", 3.0), ("10", -8.0), ("50" if form == "guard" else "20", 30.0)):
         x = inputs((2, 63, 5), keys=keys, decay=decay).to(dtype, both=both)
         exact = run(naive_bi_wkv, x.to(torch.float64))
         ours = run(scan_bi_wkv, x)

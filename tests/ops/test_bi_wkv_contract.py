@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from wkv_cases import FORMS, Inputs, inputs, run
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
 from rwkvseg.ops import available_backends, bi_wkv
-from rwkvseg.ops.wkv import fixed_reference, running_max, scan
+from rwkvseg.ops.wkv import fixed_reference, matmul, running_max, scan
 
 SHAPE = (2, 13, 3)
 
@@ -37,8 +39,48 @@ def test_compiles_into_one_graph() -> None:
         torch.testing.assert_close(run(compiled, x), run(network, x), rtol=0, atol=0)
 
 
+@pytest.fixture
+def fast_matmul() -> Iterator[tuple[str, str]]:
+    """Set the least precise products; yields what the two backends of torch then have set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield _matmul_settings()
+    torch.set_float32_matmul_precision(before)
+
+
+def _matmul_settings() -> tuple[str, str]:
+    mkldnn: Any = torch.backends.mkldnn
+    return torch.backends.cuda.matmul.fp32_precision, mkldnn.matmul.fp32_precision
+
+
+def test_products_are_full_float32(fast_matmul: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def spy(*args: Any) -> Tensor:
+        seen.append(_matmul_settings())
+        return bmm(*args)
+
+    bmm = torch.bmm
+    assert fast_matmul == ("tf32", "bf16")
+    monkeypatch.setattr(torch, "bmm", spy)
+    monkeypatch.setattr(scan, "_choose_form", FORMS["products, float32"])
+    run(bi_wkv, inputs((2, 63, 5)))
+    assert set(seen) == {("ieee", "ieee")}
+    assert _matmul_settings() == fast_matmul
+
+
+def test_settings_come_back_after_an_error(fast_matmul: tuple[str, str]) -> None:
+    w, u, k, v, _ = inputs(SHAPE)
+    with pytest.raises(RuntimeError):
+        matmul.forward(w, u, k, v[:, :-1], torch.empty_like(k))
+    assert _matmul_settings() == fast_matmul
+
+
+@pytest.mark.parametrize("form", ["guard", "products, float32"])
 @pytest.mark.parametrize("backend", available_backends())
-def test_autocast_changes_no_bit(backend: str) -> None:
+def test_autocast_changes_no_bit(backend: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_choose_form", FORMS[form])
+
     def plain(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return bi_wkv(w, u, k, v, backend=backend)
 
@@ -147,9 +189,12 @@ def test_importing_loads_torch_only() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("form", ["guard", "running maximum, float64"])
+@pytest.mark.usefixtures("fast_matmul")
 def test_cuda_agrees_with_the_cpu(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs((2, 196, 33))
     expected = run(bi_wkv, x)
+    # without it, matrix products refuse the deterministic mode that conftest.py sets
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(scan, "_choose_form", FORMS[form])
     found = run(bi_wkv, Inputs(*(part.cuda() for part in x)))
     torch.testing.assert_close([part.cpu() for part in found], list(expected), rtol=1e-4, atol=1e-4)

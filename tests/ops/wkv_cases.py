@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkvseg.ops.wkv import doubling, fixed_reference, running_max, scan
+from rwkvseg.ops.wkv import fixed_reference, matmul, running_max, scan
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -14,8 +14,8 @@ FORMS = {
     "guard": scan._choose_form,
     "recurrence, float32": lambda w, u, k: (fixed_reference, torch.float32),
     "recurrence, float64": lambda w, u, k: (fixed_reference, torch.float64),
-    "doubling, float32": lambda w, u, k: (doubling, torch.float32),
-    "doubling, float64": lambda w, u, k: (doubling, torch.float64),
+    "products, float32": lambda w, u, k: (matmul, torch.float32),
+    "products, float64": lambda w, u, k: (matmul, torch.float64),
     "running maximum, float64": lambda w, u, k: (running_max, torch.float64),
 }
 

@@ -42,16 +42,19 @@ def test_the_sampler_deals_out_one_order(number, draws, seed, epoch, processes):
         sampler.set_epoch(epoch)
         drawn = list(sampler)
         assert len(drawn) == len(sampler)
-        assert {e for e, _ in drawn} <= {epoch}
-        return [position for _, position in drawn]
+        passes = -(-draws // number)
+        assert {p for p, _ in drawn} <= set(range(epoch * passes, (epoch + 1) * passes))
+        return drawn
 
     whole = order()
     assert whole == order()  # a function of (seed, epoch)
     assert len(whole) == draws
     for start in range(0, draws, number):  # round after round, every item once
         part = whole[start : start + number]
-        assert len(set(part)) == len(part)
-        assert set(part) <= set(range(number))
+        assert len({number_of_pass for number_of_pass, _ in part}) == 1
+        assert len({position for _, position in part}) == len(part)
+        assert {position for _, position in part} <= set(range(number))
+    assert len(set(whole)) == draws  # no item twice in one pass, so no augmentation twice
     dealt = [order(rank, processes) for rank in range(processes)]
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     merged = [dealt[i % processes][i // processes] for i in range(draws)]

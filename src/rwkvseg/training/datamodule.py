@@ -19,7 +19,7 @@ from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import build_augmentation, preprocess, sample_generator
 from rwkvseg.training.recipe import Recipe
 
-Draw = tuple[int, int]  # (epoch, position of the item)
+Draw = tuple[int, int]  # (pass through the items, position of the item)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Item:
 
 
 class SegmentationItems(Dataset[dict[str, Any]]):
-    """Preprocessed items of some cases, indexed by (epoch, position) so that augmentation knows the epoch.
+    """Preprocessed items of some cases, indexed by (pass, position) so that augmentation knows the pass.
 
     Args:
         files: the cases.
@@ -75,14 +75,14 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        epoch, position = draw
+        number_of_pass, position = draw
         item = self.items[position]
         slices = self._kept[item.case] if item.case in self._kept else self._read(item.case)
         source = slices[item.position]
         image = torch.from_numpy(np.ascontiguousarray(source.image))
         label = torch.from_numpy(_label(source).astype(np.uint8))
         if self.augmentation is not None:
-            generator = sample_generator(self.recipe.training.seed, epoch, item.id)
+            generator = sample_generator(self.recipe.training.seed, number_of_pass, item.id)
             image, label = self.augmentation(image, label, generator)
         return {"image": image, "label": label, "case": item.case_index}
 
@@ -93,9 +93,10 @@ def _label(case: Case) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
 
 
 class EpochSampler(Sampler[Draw]):
-    """Yields (epoch, position); the order is a function of (seed, epoch), dealt out evenly to processes.
+    """Yields (pass, position); the order is a function of (seed, epoch), dealt out evenly to processes.
 
-    Lightning calls `set_epoch` at the start of every epoch.
+    An epoch of more draws than items goes through them in several passes; passes are counted from the first
+    epoch on, so that no augmentation comes twice. Lightning calls `set_epoch` at the start of every epoch.
     """
 
     def __init__(
@@ -113,13 +114,13 @@ class EpochSampler(Sampler[Draw]):
         return len(range(self.rank, self.draws, self.processes))
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.arange(self.number)
+        passes = -(-self.draws // self.number)
+        order = np.tile(np.arange(self.number), passes)
         if self.shuffle:
             generator = np.random.default_rng([self.seed, self.epoch])
-            rounds = -(-self.draws // self.number)
-            order = np.concatenate([generator.permutation(self.number) for _ in range(rounds)])
-        for position in order[self.rank : self.draws : self.processes]:
-            yield self.epoch, int(position)
+            order = np.concatenate([generator.permutation(self.number) for _ in range(passes)])
+        for draw in range(self.rank, self.draws, self.processes):
+            yield self.epoch * passes + draw // self.number, int(order[draw])
 
 
 class _LateLoader(DataLoader[dict[str, Any]]):

@@ -115,6 +115,7 @@ class _Run:
             resumed = last if last.exists() else None
             with _keyboard_interrupt_passes(trainer):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        torch.backends.cudnn.benchmark = False  # single images of many sizes are to follow
         if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
             with _quiet_lightning():
                 trainer.save_checkpoint(last)
@@ -150,7 +151,7 @@ class _Run:
             callbacks=callbacks,
             plugins=[SafeCheckpointIO()],
             default_root_dir=self.out,
-            benchmark=False,  # trying algorithms costs half a minute a run and gains little
+            benchmark=cuda,  # depthwise convolutions take twice the time with cuDNN's first guess
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             logger=False,

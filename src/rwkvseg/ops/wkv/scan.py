@@ -4,7 +4,7 @@ A guard bounds how far apart, in powers of e, two terms of any sum can lie. It p
     below LIMIT                a fixed reference key, computed in float32 (float64 for float64)
     below LIMIT of float64     a fixed reference key, computed in float64 (also where T <= SHORT)
     beyond, infinite or NaN    running_max.py, computed in float64
-The fixed reference is a recurrence on the CPU (fixed_reference.py) and doubling elsewhere (doubling.py).
+The fixed reference is a recurrence on the CPU (fixed_reference.py), matrix products elsewhere (matmul.py).
 Saved for the backward pass: the four inputs and nothing per token.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.errors import BackendError
-from rwkvseg.ops.wkv import doubling, fixed_reference, running_max
+from rwkvseg.ops.wkv import fixed_reference, matmul, running_max
 
 # exp of it, times T, |g| and |v|, must stay in range: 1e38 / e^50 leaves 1e16 for float32, 1e47 for float64
 LIMIT = {torch.float32: 50.0, torch.float64: 600.0}
@@ -63,7 +63,7 @@ def _parts(k: Tensor) -> Iterator[slice]:
 def _choose_form(w: Tensor, u: Tensor, k: Tensor) -> tuple[ModuleType, torch.dtype]:
     """Return the module whose forward and backward are safe for these values, and the dtype to compute in."""
     accumulator = _accumulator(k)
-    fixed = fixed_reference if k.device.type == "cpu" else doubling
+    fixed = fixed_reference if k.device.type == "cpu" else matmul
     span = _span(w.to(accumulator), u.to(accumulator), k)
     if span < LIMIT[accumulator] and k.shape[1] > SHORT:
         return fixed, accumulator
