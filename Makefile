@@ -16,6 +16,9 @@ help: ## list the targets
 $(BIN)/python:
 ifeq ($(TORCH),skip)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
+	# where PYTHON is itself a virtual environment, its packages are not the system's: name their folder
+	$(PYTHON) -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])" > $(VENV)/torch.pth
+	mv $(VENV)/torch.pth $(VENV)/lib/python3*/site-packages/
 else
 	$(PYTHON) -m venv $(VENV)
 endif
