@@ -14,12 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rwkvseg import __version__
 from rwkvseg.errors import RWKVSegError
 from rwkvseg.evaluation.summary import Summary
+from rwkvseg.progress import progress_bar
 
 app = typer.Typer(
     help="Medical image segmentation with linear-time global context.\n\n"
@@ -135,7 +135,7 @@ def predict(
     predictor = Predictor.from_file(model, device=device.value)
     cases = list(find_inputs(inputs)) if part is None else find_part(inputs, model, part)
     console = Console()
-    with _progress(console, "predicting", len(cases)) as advance:
+    with progress_bar(console, "predicting", len(cases)) as advance:
         done = predict_files(
             predictor,
             cases,
@@ -169,14 +169,14 @@ def evaluate(
     from rwkvseg.inference.evaluate import evaluate as run_evaluation
 
     console = Console()
-    with _progress(console, "evaluating", None) as advance:
+    with progress_bar(console, "evaluating") as advance:
         result = run_evaluation(
             predictions,
             truth,
             out,
             images=images,
             protocol=protocol.value,
-            on_case=lambda done, total: advance(done, total),
+            on_case=advance,
         )
     _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
     if result.not_predicted:
@@ -206,28 +206,6 @@ def demo(
     _print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
     _say(console, f"pictures: {evaluation.report}")
     _say(console, f"model:    {result.folder / 'model'}")
-
-
-class _progress:
-    """A bar on a terminal, nothing elsewhere; called with (done, total), or with nothing for one step."""
-
-    def __init__(self, console: Console, title: str, total: int | None) -> None:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.task = self.bar.add_task(title, total=total)
-
-    def __enter__(self) -> "_progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int | None = None, total: int | None = None) -> None:
-        if done is None:
-            self.bar.advance(self.task)
-        else:
-            self.bar.update(self.task, completed=done, total=total)
 
 
 def _say(console: Console, line: str) -> None:

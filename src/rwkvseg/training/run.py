@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from rwkvseg import __version__
@@ -27,6 +26,7 @@ from rwkvseg.inference.predict import predict_files
 from rwkvseg.inference.predictor import Predictor
 from rwkvseg.models.registry import create_model
 from rwkvseg.output import write_json
+from rwkvseg.progress import progress_bar
 from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.history import History, TrainingProgress
@@ -89,7 +89,7 @@ class _Run:
 
     def read_data(self) -> SegmentationData:
         """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
-        with self._bar("reading cases", sum(map(len, self._parts().values()))) as advance:
+        with progress_bar(self.console, "reading cases", sum(map(len, self._parts().values()))) as advance:
             data = SegmentationData(self.folder.cases, self.split, self.labels, self.recipe, on_case=advance)
             for files in part_files(self.folder, self.split, "test"):
                 normalise(read_case(files, self.labels), self.recipe.preprocessing)
@@ -206,9 +206,9 @@ class _Run:
     def _evaluate(self, predictor: Predictor, part: str) -> Evaluation:
         files = part_files(self.folder, self.split, part)
         predictions = self.out / "predictions" / part
-        with self._bar(f"predicting {part}", len(files)) as advance:
+        with progress_bar(self.console, f"predicting {part}", len(files)) as advance:
             predict_files(predictor, files, predictions, on_case=lambda _: advance())
-        with self._bar(f"evaluating {part}", len(files)) as advance:
+        with progress_bar(self.console, f"evaluating {part}", len(files)) as advance:
             return evaluate(
                 predictions,
                 self.folder.root,
@@ -223,7 +223,7 @@ class _Run:
                     "checkpoint": f"{self.recipe.training.report}, epoch {self.recipe.training.epochs}",
                     "licence of the data": self._description().licence,
                 },
-                on_case=lambda _done, _total: advance(),
+                on_case=advance,
             )
 
     def _summary(self, network: nn.Module, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -245,14 +245,6 @@ class _Run:
             "best_val_dsc_on_network_grid": best["val_dsc"] if best else None,
             "results": metrics,
         }
-
-    @contextmanager
-    def _bar(self, title: str, total: int) -> Iterator[Any]:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = self.console.is_terminal
-        with Progress(*columns, console=self.console, disable=not shown, transient=True) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
