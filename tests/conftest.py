@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -73,6 +74,28 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> Path:
 def run_copy(small_run: Path, tmp_path: Path) -> Path:
     """The small run, to be changed at will."""
     return Path(shutil.copytree(small_run, tmp_path / "run_copy"))
+
+
+@pytest.fixture
+def rwkvseg(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the program in this process: (exit code, standard output, standard error)."""
+    from rwkvseg import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rwkvseg", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture

@@ -14,29 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from rwkvseg import __version__, cli
+from rwkvseg import __version__
 from rwkvseg.data import reading
 from rwkvseg.inference.predictor import Predictor
 from small import files_below, small_recipe
-
-
-@pytest.fixture
-def rwkvseg(monkeypatch, capsys):
-    """Run the program in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rwkvseg", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

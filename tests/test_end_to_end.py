@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import nibabel
@@ -11,7 +10,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from rwkvseg import cli
 from rwkvseg.data.io import write_label_map
 from rwkvseg.data.nifti import write_nifti
 from rwkvseg.data.phantom import PHANTOM_LABELS, make_phantom_3d
@@ -23,15 +21,12 @@ from small import files_below, small_recipe
 
 
 @pytest.fixture
-def rwkvseg(monkeypatch, capsys):
+def rwkvseg(rwkvseg):
     """Run the program in this process; it must succeed. What it printed."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rwkvseg", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        cli.main()
-        out, err = capsys.readouterr()
-        assert err == ""
+        code, out, err = rwkvseg(*arguments)
+        assert (code, err) == (0, "")
         return out
 
     return run

@@ -9,7 +9,7 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,8 +18,10 @@ from rich.table import Table
 
 from rwkvseg import __version__
 from rwkvseg.errors import RWKVSegError
-from rwkvseg.evaluation.summary import Summary
 from rwkvseg.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rwkvseg.evaluation.summary import Summary
 
 app = typer.Typer(
     help="Medical image segmentation with linear-time global context.\n\n"
@@ -213,7 +215,7 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_summary(console: Console, summary: Summary, *, title: str) -> None:
+def _print_summary(console: Console, summary: "Summary", *, title: str) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     for heading in ("DSC %", "95 % interval", f"HD95 {summary.unit}", "missed", "false positive"):

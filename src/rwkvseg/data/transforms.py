@@ -20,6 +20,7 @@ from rwkvseg.data.preprocessing import (
     preprocess,
     resize_image,
     resize_label,
+    resize_spline,
     slice_axis,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "preprocess",
     "resize_image",
     "resize_label",
+    "resize_spline",
     "sample_generator",
     "slice_axis",
 ]

@@ -122,7 +122,8 @@ def evaluate(
         seed=seed,
     )
     lines = _context(predictions, truth, record, len(missing)) | dict(context or {})
-    pictures = _pictures(pairs, scores, labels)  # whatever cannot be read is found before anything is written
+    # whatever cannot be read is found before anything is written
+    pictures = _pictures(pairs, scores, summary, labels)
     write_csv(out / "scores.csv", scores, summary.unit)
     _write_summary(out / "summary.json", summary, scores, pairs, missing)
     write_report(out / "report.html", summary, scores, pictures, context=lines)
@@ -268,10 +269,10 @@ def _context(predictions: Path, truth: Path, record: Mapping[str, Any], missing:
 
 
 def _pictures(
-    pairs: Sequence[Pair], scores: Sequence[ClassScore], labels: Mapping[str, int]
+    pairs: Sequence[Pair], scores: Sequence[ClassScore], summary: Summary, labels: Mapping[str, int]
 ) -> dict[str, list[Picture]]:
     by_case = {pair.case: pair for pair in pairs}
-    mean = {case: _case_dsc([s.dsc for s in scores if s.case == case]) for case in by_case}
+    mean = {case.case: case.dsc for case in summary.cases}
     drawn = {}
     for kind, cases in representative_cases(scores).items():
         drawn[kind] = [_picture(by_case[case], labels, mean[case]) for case in cases]
@@ -286,8 +287,3 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
     return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)
-
-
-def _case_dsc(values: Sequence[float]) -> float:
-    counted = [value for value in values if not np.isnan(value)]
-    return float(np.mean(counted)) if counted else float("nan")

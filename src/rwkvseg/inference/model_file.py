@@ -63,8 +63,17 @@ def save_model(folder: Path, network: nn.Module, description: ModelDescription) 
     digest = hashlib.sha256(content).hexdigest()
     write_bytes(folder / WEIGHTS, content)
     described = description.model_copy(update={"weights_sha256": digest})
-    write_text(folder / DESCRIPTION, described.model_dump_json(indent=2) + "\n")
+    write_description(folder, described)
     return described
+
+
+def write_description(folder: Path, description: ModelDescription) -> None:
+    """Write model.json of a model folder whose weights are there.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    write_text(folder / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelDescription]:

@@ -10,12 +10,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rwkvseg.data.case import Case
-from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, slice_axis
+from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, resize_spline, slice_axis
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.model_file import ModelDescription, load_model
 
@@ -94,9 +93,11 @@ class Predictor:
         rows, columns = shape = slices[0].spatial_shape
         size = settings.size or (rows, columns)
         if protocol == "transunet":
-            images = [_resize_spline(item.image, size) for item in slices]
+            images = [
+                np.stack([resize_spline(channel, size, order=3) for channel in item.image]) for item in slices
+            ]
             logits = self.logits(torch.from_numpy(np.stack(images)))
-            return [_resize_nearest(label_map, shape) for label_map in _label_maps(logits)]
+            return [resize_spline(label_map, shape, order=0) for label_map in _label_maps(logits)]
         images = [resize_image(item.image, size, settings.interpolation) for item in slices]
         logits = self.logits(torch.from_numpy(np.stack(images)))
         probabilities = logits.softmax(1)
@@ -115,22 +116,6 @@ class Predictor:
 def _label_maps(scores: Tensor) -> NDArray[np.uint8]:
     label_maps: NDArray[np.uint8] = scores.argmax(1).to(torch.uint8).cpu().numpy()
     return label_maps
-
-
-def _resize_spline(image: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Channel by channel as the 2D literature does it: no smoothing before shrinking."""
-    if image.shape[1:] == tuple(size):
-        return image
-    factors = [new / old for new, old in zip(size, image.shape[1:], strict=True)]
-    return np.stack([zoom(channel, factors, order=3) for channel in image])
-
-
-def _resize_nearest(label_map: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    if label_map.shape == tuple(shape):
-        return label_map
-    factors = [new / old for new, old in zip(shape, label_map.shape, strict=True)]
-    resized: NDArray[np.uint8] = zoom(label_map, factors, order=0)
-    return resized
 
 
 def _groups(items: Iterator[Case], size: int) -> Iterator[list[Case]]:

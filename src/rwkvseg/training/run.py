@@ -21,7 +21,7 @@ from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import normalise
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.evaluate import Evaluation, evaluate
-from rwkvseg.inference.model_file import Architecture, ModelDescription, save_model
+from rwkvseg.inference.model_file import Architecture, ModelDescription, save_model, write_description
 from rwkvseg.inference.predict import predict_files
 from rwkvseg.inference.predictor import Predictor
 from rwkvseg.models.registry import create_model
@@ -171,7 +171,7 @@ class _Run:
             part: self._evaluate(predictor, part) for part in ("val", "test") if getattr(self.split, part)
         }
         metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
-        save_model(self.out / "model", network, description.model_copy(update={"metrics": metrics}))
+        write_description(self.out / "model", description.model_copy(update={"metrics": metrics}))
         summary = self._summary(network, history, metrics) | {
             "total_seconds": round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
         }
@@ -221,7 +221,7 @@ class _Run:
                     "recipe": self.recipe.name,
                     "part": f"{part} ({self.split.rule} split, seed {self.split.seed})",
                     "checkpoint": f"{self.recipe.training.report}, epoch {self.recipe.training.epochs}",
-                    "licence of the data": self._description().licence,
+                    "licence of the data": predictor.description.licence,
                 },
                 on_case=advance,
             )
