@@ -84,7 +84,7 @@ def main() -> None:
     print(
         f"\n{name_a} - {name_b}: {test.difference:+.2f} DSC points, "
         f"95 % interval {test.low:+.2f} to {test.high:+.2f}, "
-        f"paired permutation test p = {test.p_value:.4f}, {test.cases} (seed, case) pairs of "
+        f"paired permutation test p = {test.p_value:.2g}, {test.cases} (seed, case) pairs of "
         f"{len({case for _, case in shared})} cases"
     )
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_the_generator_is_a_pure_function(seed, epoch, case):
 
 def test_the_generator_is_the_same_everywhere():
     code = "from rwkvseg.data.transforms import sample_generator as g; print(g(1, 2, 'case').randint(2**31))"
-    environment = {"PYTHONHASHSEED": "1"}
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
