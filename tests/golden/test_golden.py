@@ -26,7 +26,7 @@ def need_pinned(package, what):
     pinned = re.search(rf"^{package}==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
     found = version(package).split("+")[0]
     if pinned is None or pinned[1] != found:
-        pytest.skip(f"the golden file was written with the {package} of constraints.txt, this is {found}: {what}")
+        pytest.skip(f"the golden file is of the {package} of constraints.txt, this is {found}: {what}")
 
 
 def compare(name, text, regenerate, *, equal=str.__eq__):
