@@ -3,6 +3,7 @@
 Every part keeps the memory format it is given: on channels-last maps no step copies to change the layout.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -99,12 +100,17 @@ def check_image(x: Tensor, in_channels: int) -> None:
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of x (B, C, H, W) until H and W are multiples of `multiple`."""
     height, width = x.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
-    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+    # the quotients, not remainders, let an exporter see that all stages divide
+    bottom = (height + multiple - 1) // multiple * multiple - height
+    right = (width + multiple - 1) // multiple * multiple - width
+    # an exported graph is for all sizes
+    if torch.compiler.is_exporting() or right or bottom:
+        return F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return x
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of x (B, C, H, W) to `size`, pixel centres aligned; the identity costs nothing."""
-    if x.shape[-2:] == size:
+    if not torch.compiler.is_exporting() and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

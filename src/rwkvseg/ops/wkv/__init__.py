@@ -1,6 +1,7 @@
 """Bi-WKV: one function, several implementations.
 
-naive.py is the definition, scan.py computes the same in linear time with plain torch.
+naive.py is the definition, scan.py computes the same in linear time with plain torch, export.py in a form
+for torch.export and ONNX.
 B: images, T: tokens, C: channels.
 """
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
+from rwkvseg.ops.wkv.export import export_bi_wkv
 from rwkvseg.ops.wkv.naive import naive_bi_wkv
 from rwkvseg.ops.wkv.scan import scan_bi_wkv
 
@@ -39,8 +41,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         u: Bonus of the token itself (C,), log-weight, any sign; same dtype as w.
         k: Keys (B, T, C), T >= 1, contiguous or not; float64, float32, bfloat16 or float16.
         v: Values (B, T, C), same dtype as k.
-        backend: "auto" takes the fastest for the device; "naive" is the definition in O(T^2); "scan" is
-            linear time in plain torch.
+        backend: "auto" takes the fastest for the device, and while a graph is exported a form of standard
+            operators; "naive" is the definition in O(T^2); "scan" is linear time in plain torch.
 
     Returns:
         (B, T, C) in the dtype of k.
@@ -58,7 +60,10 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
     """
     _check_shapes(w, u, k, v)
     _check_kinds(w, u, k, v)
-    if _choose(backend) == "naive":
+    chosen = _choose(backend)
+    if chosen == "export":
+        return export_bi_wkv(w, u, k, v)
+    if chosen == "naive":
         return _naive_in_full_precision(w, u, k, v)
     out: Tensor = scan_bi_wkv(w, u, k, v)
     return out
@@ -66,7 +71,7 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
 
 def _choose(backend: str) -> str:
     if backend == "auto":
-        return "scan"
+        return "export" if torch.compiler.is_exporting() else "scan"
     if backend == "triton":
         raise BackendError("backend 'triton' is not available in this version; use 'scan' or 'auto'")
     if backend not in _BACKENDS:

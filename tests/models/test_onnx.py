@@ -1,0 +1,33 @@
+"""Networks as ONNX files: standard operators, any number of images of any size, the logits of torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_contract import build, images
+from torch import Tensor
+from torch.export import Dim
+
+from onnx_files import check_onnx, open_onnx, write_onnx
+
+ANY_SIZE = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+EXPORTED = (2, 3, 64, 80)
+# the stages with a mixer have H W / 64 and H W / 256 tokens, in chunks of 8
+OTHERS = [(1, 3, 37, 53), (3, 3, 160, 96), (1, 3, 16, 40), (2, 3, 1, 1), (1, 3, 224, 224)]
+
+
+@pytest.mark.slow  # torch reasons about every symbolic size
+def test_a_file_for_all_sizes_gives_the_logits_of_torch(tmp_path: Path) -> None:
+    model, path = build("rwkv_unet_tiny"), tmp_path / "tiny.onnx"
+    write_onnx(model, (images(*EXPORTED),), ANY_SIZE, path)
+    check_onnx(path)
+    in_onnxruntime = open_onnx(path)
+    for shape in (EXPORTED, *OTHERS):
+        found, expected = _logits(in_onnxruntime, shape), _logits(model, shape)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * min(1.0, float(expected.std())))
+
+
+def _logits(model: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        return model(images(*shape))
