@@ -10,10 +10,15 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from small import small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+if not torch.cuda.is_available():
+    # run Triton's kernels on the CPU; read when triton is first imported, and lightning imports it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # a busy machine must not fail a test that is right
 hypothesis.settings.register_profile("rwkvseg", deadline=None)

@@ -53,6 +53,8 @@ def test_an_unknown_name_says_what_there_is():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_imports(name):
+    if name.rpartition(".")[2].startswith("triton_"):
+        pytest.importorskip("triton")  # not everywhere, and imported only where it is used
     module = importlib.import_module(name)
     assert module.__doc__
     for public in getattr(module, "__all__", ()):

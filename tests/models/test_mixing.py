@@ -113,3 +113,19 @@ def test_hidden_rate_of_channel_mix() -> None:
 def test_channels_last_maps_stay_channels_last(kind) -> None:
     x = torch.randn(2, 8, 5, 6).contiguous(memory_format=torch.channels_last)
     assert kind(8)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", [(2, 12, 3, 4), (1, 33, 9, 7)], ids=str)
+@pytest.mark.parametrize("kind", [SpatialMix, ChannelMix])
+def test_float32_on_the_gpu_agrees_with_the_cpu(kind, shape) -> None:
+    module, x = randomise(kind(shape[1])).float(), torch.randn(shape)
+    results = []
+    for device in ("cpu", "cuda"):
+        module, leaf = module.to(device), x.to(device).requires_grad_()
+        mixed = module(leaf)
+        gradients = torch.autograd.grad(mixed.square().sum(), [leaf, *module.parameters()])
+        results.append([mixed.detach().cpu(), *(g.cpu() for g in gradients)])
+    for ours, truth in zip(results[1], results[0], strict=True):
+        assert (ours - truth).abs().max() <= 1e-4 * max(float(truth.abs().max()), 1.0)

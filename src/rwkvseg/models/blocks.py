@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
+from rwkvseg.ops import residual_layer_norm
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
 
@@ -69,15 +70,33 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ...) -> same; in training, kept samples are scaled so that the expectation stays."""
+        scale = self.draw(x)
+        return x if scale is None else x * scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Factors (B,) for the samples of x, at least float32; None where all are 1."""
         if not self.training or self.rate == 0:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        drawn = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+        return drawn.bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         """Show the rate when the module is printed."""
         return f"rate={self.rate:.3g}"
+
+
+def add_normed(x: Tensor, branch: Tensor, norm: LayerNorm2d, drop_path: DropPath) -> Tensor:
+    """Return x + drop_path(norm(branch)) in the dtype of x. x, branch: (B, C, H, W) -> same."""
+    added = residual_layer_norm(
+        branch.permute(0, 2, 3, 1),
+        x.permute(0, 2, 3, 1),
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        scale=drop_path.draw(branch),
+    )
+    return added.permute(0, 3, 1, 2)
 
 
 def check_image(x: Tensor, in_channels: int) -> None:

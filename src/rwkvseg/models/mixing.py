@@ -7,7 +7,7 @@ inside `SpatialMix.forward` only. In between, maps are read as (B, H, W, C): a v
 import torch
 from torch import Tensor, nn
 
-from rwkvseg.ops import bi_wkv, q_shift
+from rwkvseg.ops import bi_wkv, gated_layer_norm, shift_and_mix
 
 
 class SpatialMix(nn.Module):
@@ -36,12 +36,13 @@ class SpatialMix(nn.Module):
         """Mix every token with all others."""
         height, width = x.shape[-2:]
         num_tokens = height * width
-        here, beside = _with_shifted(x)  # (B, H, W, C)
-        k = self.key(_mix(here, beside, self.mix_k)).flatten(1, 2)  # (B, T, C)
-        v = self.value(_mix(here, beside, self.mix_v)).flatten(1, 2)
-        r = self.receptance(_mix(here, beside, self.mix_r))  # (B, H, W, C)
+        for_k, for_v, for_r = shift_and_mix(x, [self.mix_k, self.mix_v, self.mix_r])  # (B, H, W, C)
+        k = self.key(for_k).flatten(1, 2)  # (B, T, C)
+        v = self.value(for_v).flatten(1, 2)
+        r = self.receptance(for_r).flatten(1, 2)
         wkv = bi_wkv(self.decay / num_tokens, self.bonus / num_tokens, k, v)
-        mixed: Tensor = self.output(r.sigmoid() * self.norm(wkv).unflatten(1, (height, width)))
+        gated = gated_layer_norm(wkv, r, self.norm.weight, self.norm.bias, self.norm.eps)
+        mixed: Tensor = self.output(gated).unflatten(1, (height, width))
         return mixed.permute(0, 3, 1, 2)
 
 
@@ -62,17 +63,8 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token's channels."""
-        here, beside = _with_shifted(x)  # (B, H, W, C)
-        hidden = self.key(_mix(here, beside, self.mix_k)).relu().square()
-        r = self.receptance(_mix(here, beside, self.mix_r))
+        for_k, for_r = shift_and_mix(x, [self.mix_k, self.mix_r])  # (B, H, W, C)
+        hidden = self.key(for_k).relu().square()
+        r = self.receptance(for_r)
         mixed: Tensor = r.sigmoid() * self.value(self.norm(hidden))
         return mixed.permute(0, 3, 1, 2)
-
-
-def _with_shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.permute(0, 2, 3, 1), q_shift(x).permute(0, 2, 3, 1)
-
-
-def _mix(here: Tensor, beside: Tensor, share: Tensor) -> Tensor:
-    # lerp wants one dtype: under autocast the map is 16 bit and the parameter is not
-    return torch.lerp(beside, here, share.to(here.dtype))

@@ -18,6 +18,7 @@ from rwkvseg.models.blocks import (
     DropPath,
     LayerNorm2d,
     SqueezeExcite,
+    add_normed,
     check_image,
     pad_to_multiple,
     resize,
@@ -118,7 +119,7 @@ class PerceptionBlock(nn.Module):
         """Expand, mix globally, mix locally, project."""
         inner: Tensor = self.expand(self.norm(x))
         if self.mixer is not None and self.mixer_norm is not None:
-            inner = inner + self.drop_path(self.mixer_norm(self.mixer(inner)))
+            inner = add_normed(inner, self.mixer(inner), self.mixer_norm, self.drop_path)
         local = self.squeeze_excite(self.local(inner))
         projected: Tensor = self.project(inner + local if self.residual else local)
         return x + self.drop_path(projected) if self.residual else projected
@@ -203,7 +204,7 @@ class CrossChannelMix(nn.Module):
         size = _size(features[0])
         inward = [resize(project(x), size) for project, x in zip(self.project_in, features, strict=True)]
         mixed = torch.cat(inward[::-1], dim=1)  # the published order: coarsest first
-        mixed = mixed + self.drop_path(self.norm(self.channel_mix(mixed)))
+        mixed = add_normed(mixed, self.channel_mix(mixed), self.norm, self.drop_path)
         parts = mixed.chunk(len(features), dim=1)[::-1]
         return [
             project(resize(part, _size(x)))

@@ -1,6 +1,15 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
+from rwkvseg.ops.fused import gated_layer_norm, residual_layer_norm, shift_and_mix
 from rwkvseg.ops.shift import q_shift
 from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
-__all__ = ["available_backends", "bi_wkv", "naive_bi_wkv", "q_shift"]
+__all__ = [
+    "available_backends",
+    "bi_wkv",
+    "gated_layer_norm",
+    "naive_bi_wkv",
+    "q_shift",
+    "residual_layer_norm",
+    "shift_and_mix",
+]

@@ -1,0 +1,119 @@
+"""The one rule by which every operator picks the implementation that runs, and the refusals they share.
+
+"auto" takes "triton" for CUDA tensors that Triton can handle, and the operator's plain-torch form everywhere
+else and while a graph is exported. An explicit choice is obeyed or refused, never silently replaced.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from rwkvseg.errors import BackendError, UsageError
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What a kernel takes if its operator says nothing else."""
+
+_OLDEST_GPU = 7  # major compute capability that Triton compiles for
+_triton_is_installed = importlib.util.find_spec("triton") is not None  # found, not imported
+
+
+def choose_backend(
+    backend: str,
+    tensors: Sequence[Tensor],
+    *,
+    available: tuple[str, ...],
+    fallback: str,
+    triton_dtypes: tuple[torch.dtype, ...] = TRITON_DTYPES,
+) -> str:
+    """Return which of the `available` implementations runs on these tensors.
+
+    Args:
+        backend: "auto", or one of `available`.
+        tensors: What the operator was called with.
+        available: Names of the operator's implementations; "triton" counts only if it is among them.
+        fallback: The plain-torch one, which "auto" takes wherever it does not take "triton".
+        triton_dtypes: What the operator's Triton kernels take.
+
+    Raises:
+        BackendError: `backend` is unknown or cannot run here; the message says why.
+
+    Example:
+        >>> choose_backend("auto", [torch.zeros(3)], available=("torch", "triton"), fallback="torch")
+        'torch'
+    """
+    if backend == "auto":
+        on_gpu = tensors[0].device.type == "cuda" and not torch.compiler.is_exporting()
+        if on_gpu and "triton" in available and why_not_triton(tensors, triton_dtypes) is None:
+            return "triton"
+        return fallback
+    if backend not in available:
+        names = ", ".join(map(repr, available))
+        raise BackendError(f"unknown backend {backend!r}; use 'auto', {names}")
+    if backend == "triton" and (reason := why_not_triton(tensors, triton_dtypes)) is not None:
+        raise BackendError(f"backend 'triton' is not available: {reason}. Use {fallback!r} or 'auto'")
+    return backend
+
+
+def why_not_triton(
+    tensors: Sequence[Tensor], triton_dtypes: tuple[torch.dtype, ...] = TRITON_DTYPES
+) -> str | None:
+    """Say what keeps Triton kernels from running on these tensors; None if nothing does.
+
+    Tensors on the CPU count as runnable with TRITON_INTERPRET=1 in the environment: slow, for tests.
+    """
+    if not _triton_is_installed:
+        return "the package triton is not installed"
+    if torch.compiler.is_exporting():
+        return "an exported graph holds standard operators only"
+    device = tensors[0].device
+    if device.type == "cuda":
+        if (major := torch.cuda.get_device_properties(device).major) < _OLDEST_GPU:
+            return f"{device} has compute capability {major}.x, and Triton needs {_OLDEST_GPU}.0"
+    elif device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device}, and Triton runs on cuda (or anywhere, slowly, interpreted)"
+    for x in tensors:
+        if x.dtype not in triton_dtypes:
+            return f"its kernels do not take {x.dtype}"
+    return None
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Refuse tensors that are not floating point or lie on several devices.
+
+    Raises:
+        UsageError: naming every tensor, its dtype and its device.
+    """
+    devices = {x.device for x in tensors.values()}
+    if len(devices) > 1 or not all(x.is_floating_point() for x in tensors.values()):
+        found = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in tensors.items())
+        raise UsageError(f"got {found}; give floating-point tensors on one device")
+
+
+def refuse_transforms(forward: Any, backward: Any, *, name: str, backend: str, instead: str) -> None:
+    """Make two custom operators of torch, an operator and its gradient, refuse vmap and second derivatives.
+
+    Args:
+        forward: From torch.library.custom_op.
+        backward: The same; `forward` calls it for its gradients.
+        name: What users call the operator.
+        backend: Which of its backends this is.
+        instead: The backend that can do both.
+    """
+
+    def refuse_vmap(*args: Any) -> NoReturn:
+        raise BackendError(
+            f"backend {backend!r} of {name} does not run under vmap; use backend={instead!r} there"
+        )
+
+    def refuse_second_derivative(ctx: Any, *gradients: Any) -> NoReturn:
+        raise BackendError(
+            f"backend {backend!r} of {name} has no second derivative; use backend={instead!r} for it"
+        )
+
+    forward.register_vmap(refuse_vmap)
+    backward.register_vmap(refuse_vmap)
+    backward.register_autograd(refuse_second_derivative)

@@ -1,0 +1,151 @@
+"""The Triton forms as custom operators of torch: shapes for tracing, gradients, refusals.
+
+Maps are (B, H, W, C) or (B, ..., C). The kernels and Triton itself are imported at the first call.
+Saved for the backward pass: the inputs and nothing per pixel.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkvseg.ops.backends import refuse_transforms
+
+
+@torch.library.custom_op("rwkvseg::shift_and_mix", mutates_args=())
+def triton_shift_and_mix(x: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
+    """See `rwkvseg.ops.shift_and_mix`, which checks the arguments. x: (B, H, W, C) -> one map a mix."""
+    from rwkvseg.ops.fused import triton_shift
+
+    return triton_shift.forward(x, mixes)
+
+
+@torch.library.custom_op("rwkvseg::shift_and_mix_backward", mutates_args=())
+def triton_shift_and_mix_backward(
+    x: Tensor, mixes: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of the mixes as one (len(mixes), C) in float32."""
+    from rwkvseg.ops.fused import triton_shift
+
+    return triton_shift.backward(x, mixes, gradients)
+
+
+@torch.library.custom_op("rwkvseg::gated_layer_norm", mutates_args=())
+def triton_gated_layer_norm(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See `rwkvseg.ops.gated_layer_norm`, which checks the arguments."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.forward_gated(y, r, weight, bias, eps)
+
+
+@torch.library.custom_op("rwkvseg::gated_layer_norm_backward", mutates_args=())
+def triton_gated_layer_norm_backward(
+    y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, g: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, of r, and of weight and bias as one (2, C) in float32."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.backward_gated(y, r, weight, bias, g, eps)
+
+
+@torch.library.custom_op("rwkvseg::residual_layer_norm", mutates_args=())
+def triton_residual_layer_norm(
+    y: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float
+) -> Tensor:
+    """See `rwkvseg.ops.residual_layer_norm`, which checks the arguments."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.forward_residual(y, residual, weight, bias, scale, eps)
+
+
+@torch.library.custom_op("rwkvseg::residual_layer_norm_backward", mutates_args=())
+def triton_residual_layer_norm_backward(
+    y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y, and of weight and bias as one (2, C) in float32; that of the residual is g itself."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.backward_residual(y, weight, scale, g, eps)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@triton_shift_and_mix.register_fake
+def _(x: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
+    return [_like(x) for _ in mixes]
+
+
+@triton_shift_and_mix_backward.register_fake
+def _(x: Tensor, mixes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty((len(mixes), x.shape[-1]), dtype=torch.float32)
+
+
+@triton_gated_layer_norm.register_fake
+def _(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return _like(y)
+
+
+@triton_gated_layer_norm_backward.register_fake
+def _(
+    y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, g: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(y), _like(r), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
+
+
+@triton_residual_layer_norm.register_fake
+def _(y: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float) -> Tensor:
+    return _like(residual)
+
+
+@triton_residual_layer_norm_backward.register_fake
+def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
+
+
+def _save_shift(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, mixes = inputs
+    ctx.save_for_backward(x, *mixes)
+
+
+def _shift_gradients(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    x, *mixes = ctx.saved_tensors
+    gx, of_mixes = triton_shift_and_mix_backward(x, mixes, gradients)
+    return gx, [g.to(mix.dtype) for g, mix in zip(of_mixes.unbind(), mixes, strict=True)]
+
+
+def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gated_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    y, r, weight, bias = ctx.saved_tensors
+    gy, gr, of_parameters = triton_gated_layer_norm_backward(y, r, weight, bias, g, ctx.eps)
+    gw, gb = of_parameters.to(weight.dtype).unbind()
+    return gy, gr, gw, gb, None
+
+
+def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    y, _, weight, _, scale, ctx.eps = inputs
+    ctx.save_for_backward(y, weight, scale)
+
+
+def _residual_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    y, weight, scale = ctx.saved_tensors
+    gy, of_parameters = triton_residual_layer_norm_backward(y, weight, scale, g, ctx.eps)
+    gw, gb = of_parameters.to(weight.dtype).unbind()
+    return gy, g, gw, gb, None, None
+
+
+triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shift)
+triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
+triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
+for _forward, _backward, _name in (
+    (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
+    (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
+    (triton_residual_layer_norm, triton_residual_layer_norm_backward, "residual_layer_norm"),
+):
+    refuse_transforms(_forward, _backward, name=_name, backend="triton", instead="torch")
