@@ -26,7 +26,7 @@ def gpu_with_triton(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A GPU of compute capability 9, triton installed, no interpreter."""
     properties = SimpleNamespace(major=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(backends, "_triton_is_installed", True)
+    monkeypatch.setattr(backends, "_TRITON_IS_INSTALLED", True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return properties
 
@@ -65,7 +65,7 @@ def test_every_dtype_counts() -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_triton_is_installed", False)
+    monkeypatch.setattr(backends, "_TRITON_IS_INSTALLED", False)
     assert choose("auto", tensor("cuda")) == "scan"
     with pytest.raises(BackendError, match="not installed"):
         choose("triton", tensor("cuda"))

@@ -18,7 +18,12 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What a kernel takes if its operator says nothing else."""
 
 _OLDEST_GPU = 7  # major compute capability that Triton compiles for
-_triton_is_installed = importlib.util.find_spec("triton") is not None  # found, not imported
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not imported
+
+
+def triton_is_installed() -> bool:
+    """Return whether Triton can be imported here."""
+    return _TRITON_IS_INSTALLED
 
 
 def choose_backend(
@@ -65,7 +70,7 @@ def why_not_triton(
 
     Tensors on the CPU count as runnable with TRITON_INTERPRET=1 in the environment: slow, for tests.
     """
-    if not _triton_is_installed:
+    if not triton_is_installed():
         return "the package triton is not installed"
     if torch.compiler.is_exporting():
         return "an exported graph holds standard operators only"

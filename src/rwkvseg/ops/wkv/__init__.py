@@ -1,32 +1,36 @@
 """Bi-WKV: one function, several implementations.
 
-naive.py is the definition, scan.py computes the same in linear time with plain torch, export.py in a form
-for torch.export and ONNX.
+naive.py is the definition; scan.py computes the same in linear time with plain torch, tiled.py with Triton's
+kernels, export.py in a form for torch.export and ONNX.
 B: images, T: tokens, C: channels.
 """
 
 import torch
 from torch import Tensor
 
-from rwkvseg.errors import BackendError, ShapeError, UsageError
+from rwkvseg.errors import ShapeError, UsageError
+from rwkvseg.ops.backends import choose_backend, triton_is_installed
 from rwkvseg.ops.wkv.export import export_bi_wkv
 from rwkvseg.ops.wkv.naive import naive_bi_wkv
 from rwkvseg.ops.wkv.scan import scan_bi_wkv
+from rwkvseg.ops.wkv.tiled import triton_bi_wkv
 
 __all__ = ["available_backends", "bi_wkv", "naive_bi_wkv"]
 
-_BACKENDS = ("naive", "scan")
+_BACKENDS = ("naive", "scan", "triton")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def available_backends() -> tuple[str, ...]:
     """Return the names that `bi_wkv(backend=...)` accepts on this machine, besides "auto".
 
+    "triton" is among them where it is installed; it needs tensors on a GPU.
+
     Example:
-        >>> available_backends()
+        >>> available_backends()[:2]
         ('naive', 'scan')
     """
-    return _BACKENDS
+    return _BACKENDS if triton_is_installed() else _BACKENDS[:2]
 
 
 def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
@@ -42,7 +46,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         k: Keys (B, T, C), T >= 1, contiguous or not; float64, float32, bfloat16 or float16.
         v: Values (B, T, C), same dtype as k.
         backend: "auto" takes the fastest for the device, and while a graph is exported a form of standard
-            operators; "naive" is the definition in O(T^2); "scan" is linear time in plain torch.
+            operators; "naive" is the definition in O(T^2); "scan" is linear time in plain torch, "triton" on a
+            GPU. "auto" takes "triton" on CUDA if it is installed, else "scan".
 
     Returns:
         (B, T, C) in the dtype of k.
@@ -60,23 +65,15 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
     """
     _check_shapes(w, u, k, v)
     _check_kinds(w, u, k, v)
-    chosen = _choose(backend)
-    if chosen == "export":
+    if backend == "auto" and torch.compiler.is_exporting():
         return export_bi_wkv(w, u, k, v)
+    chosen = choose_backend(
+        backend, (w, u, k, v), available=_BACKENDS, fallback="scan", triton_dtypes=_DTYPES
+    )
     if chosen == "naive":
         return _naive_in_full_precision(w, u, k, v)
-    out: Tensor = scan_bi_wkv(w, u, k, v)
+    out: Tensor = scan_bi_wkv(w, u, k, v) if chosen == "scan" else triton_bi_wkv(w, u, k, v)[0]
     return out
-
-
-def _choose(backend: str) -> str:
-    if backend == "auto":
-        return "export" if torch.compiler.is_exporting() else "scan"
-    if backend == "triton":
-        raise BackendError("backend 'triton' is not available in this version; use 'scan' or 'auto'")
-    if backend not in _BACKENDS:
-        raise BackendError(f"unknown backend {backend!r}; use 'auto', {', '.join(map(repr, _BACKENDS))}")
-    return backend
 
 
 def _check_shapes(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:

@@ -1,0 +1,183 @@
+"""Bi-WKV through Triton: two custom operators, and how they cut the work for the kernels of triton_kernels.py.
+
+A program takes a span: some chunks of tokens times some channels. A forward pass is one launch while a sequence
+fits in a span, two up to 64 spans and three beyond; a backward pass is one more, the sum of gw and gu over images
+and spans. Saved for it: the four inputs and, of longer sequences, seven numbers per span and channel.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkvseg.ops.backends import refuse_transforms
+
+# two terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
+LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
+JOINED = 64  # spans up to which every program joins their states itself
+
+
+class Tiling(NamedTuple):
+    """What a program takes: so many chunks, each of `blocks` blocks of `block` tokens, of so many channels."""
+
+    block: int
+    blocks: int
+    chunks: int
+    channels: int
+    warps: int
+    registers: int | None = None  # at most so many per thread
+
+    @property
+    def span(self) -> int:
+        """Tokens of a program."""
+        return self.block * self.blocks * self.chunks
+
+
+def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass over so many tokens whose elements have so many bytes.
+
+    There are few, since each is compiled when it is first met. Both passes over a sequence of several spans must
+    have the same ones: their states are kept per span. The figures are measured ones (benchmarks/bench_bi_wkv.py).
+    """
+    for block, blocks, chunks in ((8, 1, 4), (8, 1, 16), (7, 2, 16), (8, 4, 16), (7, 7, 16), (8, 8, 16)):
+        if num_tokens <= block * blocks * chunks:
+            return Tiling(block, blocks, chunks, 16, 8 if backward and blocks > 2 else 4, 128)
+    return Tiling(8, 4, 16, 16, 4, 128)
+
+
+class _Plan:
+    """A tiling laid over k (B, T, C), and the launches it takes."""
+
+    def __init__(self, k: Tensor, *, backward: bool) -> None:
+        self.batch, self.num_tokens, self.channels = k.shape
+        self.wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+        self.tile = tiling(self.num_tokens, k.itemsize, backward=backward)
+        self.num_spans = -(-self.num_tokens // self.tile.span)
+        self.device = k.device
+
+    def new(self, *shape: int) -> Tensor:
+        """Return unwritten memory for numbers that are summed."""
+        return torch.empty(shape, dtype=self.wide, device=self.device)
+
+    def new_states(self) -> Tensor:
+        """Return memory for the states of all spans; none where the span is the sequence."""
+        return self.new(self.batch, self.num_spans if self.num_spans > 1 else 0, 7, self.channels)
+
+    def launch(self, name: str, *tensors: Tensor, **constants: Any) -> None:
+        """Run a kernel of triton_kernels.py, one program for each tile."""
+        from rwkvseg.ops.wkv import triton_kernels, triton_states
+
+        tiles = -(-self.channels // self.tile.channels)
+        getattr(triton_kernels, name)[(self.batch * self.num_spans * tiles,)](
+            *tensors,
+            self.num_tokens,
+            self.channels,
+            self.num_spans,
+            BLOCK=self.tile.block,
+            BLOCKS=self.tile.blocks,
+            CHUNKS=self.tile.chunks,
+            CHANNELS=self.tile.channels,
+            EVEN=self.channels % self.tile.channels == 0,
+            WIDE=triton_states.TYPES[self.wide],
+            num_warps=self.tile.warps,
+            maxnreg=self.tile.registers,
+            **constants,
+        )
+
+    @property
+    def spans(self) -> int:
+        """SPANS of the kernels: for how many a program joins states; 0 where `join` has done it."""
+        if self.num_spans > JOINED:
+            return 0
+        return next(spans for spans in (1, 8, JOINED) if self.num_spans <= spans)
+
+    def join(self, w: Tensor, totals: Tensor) -> Tensor:
+        """Return what enters every span if there are many; otherwise the totals as they are."""
+        if self.num_spans <= JOINED:
+            return totals
+        from rwkvseg.ops.wkv import triton_kernels, triton_states
+
+        states = torch.empty_like(totals)
+        width = 16
+        triton_kernels.bi_wkv_join_kernel[(self.batch * -(-self.channels // width),)](
+            w,
+            totals,
+            states,
+            self.channels,
+            self.num_spans,
+            SPAN=self.tile.span,
+            GROUPS=-(-self.num_spans // 64),
+            CHANNELS=width,
+            WIDE=triton_states.TYPES[self.wide],
+            num_warps=4,
+        )
+        return states
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Make the tensors' GPU the current one: Triton launches there."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+@torch.library.custom_op("rwkvseg::bi_wkv_triton", mutates_args=())
+def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Bi-WKV, see `rwkvseg.ops.bi_wkv`, which checks the arguments; and the states of the spans."""
+    w, u, k, v = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous()
+    plan = _Plan(k, backward=False)
+    y, states = torch.empty_like(k), plan.new_states()
+    with plan.on_device():
+        if plan.num_spans > 1:
+            plan.launch("bi_wkv_totals_kernel", w, k, v, states)
+            states = plan.join(w, states)
+        constants = {"SPANS": plan.spans, "LIMIT": LIMIT[plan.wide]}
+        plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, **constants)
+    return y, states
+
+
+@torch.library.custom_op("rwkvseg::bi_wkv_triton_backward", mutates_args=())
+def triton_bi_wkv_backward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, g: Tensor, states: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (w, u), in one tensor (2, C), of k and of v, from g (B, T, C), that of the output."""
+    w, u, k, v, g = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous(), g.contiguous()
+    plan = _Plan(k, backward=True)
+    gk, gv, adjoint = torch.empty_like(k), torch.empty_like(v), plan.new_states()
+    parts = plan.new(plan.batch * plan.num_spans, 2, plan.channels)
+    # of each token its log-sum and output, which only programs in need of the safe form write and read
+    keys, outs = plan.new(*k.shape), plan.new(*k.shape)
+    arguments = (w, u, k, v, g, gk, gv, parts, states, adjoint, keys, outs)
+    constants = {"SPANS": plan.spans, "LIMIT": LIMIT[plan.wide]}
+    with plan.on_device():
+        if plan.num_spans > 1:
+            plan.launch("bi_wkv_bwd_kernel", *arguments, TOTALS=True, **constants)
+            arguments = (*arguments[:9], plan.join(w, adjoint), *arguments[10:])
+        plan.launch("bi_wkv_bwd_kernel", *arguments, TOTALS=False, **constants)
+    return parts.sum(0), gk, gv
+
+
+@triton_bi_wkv.register_fake
+def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    states = _Plan(k, backward=False).new_states()
+    return torch.empty_like(k, memory_format=torch.contiguous_format), states
+
+
+@triton_bi_wkv_backward.register_fake
+def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor, g: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gk, gv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    return states.new_empty(2, k.shape[2]), gk, gv
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    w, u, k, v, states = ctx.saved_tensors
+    by_wu, gk, gv = triton_bi_wkv_backward(w, u, k, v, g, states)
+    gw, gu = by_wu.to(w.dtype)
+    return gw, gu, gk, gv
+
+
+triton_bi_wkv.register_autograd(_gradients, setup_context=_save)
+refuse_transforms(triton_bi_wkv, triton_bi_wkv_backward, name="bi_wkv", backend="triton", instead="naive")
