@@ -26,7 +26,7 @@ endif
 # one pip call each, with every version pinned, so that nothing can pull in another torch
 $(VENV)/constraints.txt: constraints.txt | $(BIN)/python
 ifeq ($(TORCH),skip)
-	grep -v '^torch==' constraints.txt > $@
+	grep -v -e '^torch==' -e '^triton==' constraints.txt > $@
 else
 	cp constraints.txt $@
 endif

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkvseg.errors import BackendError, UsageError
-from rwkvseg.ops import backends
+from rwkvseg.ops import backends, bi_wkv
 from rwkvseg.ops.backends import check_floating, choose_backend
 
 
@@ -101,3 +101,20 @@ def test_kinds() -> None:
 def test_importing_loads_no_triton() -> None:
     code = "import sys, rwkvseg.models, rwkvseg.ops\nassert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_compiler_traces_the_choice_without_asking_the_gpu(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(backends, "_TRITON_IS_INSTALLED", True)
+    seen = []
+
+    def keep(graph, example_inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with FakeTensorMode():
+        w, k = torch.empty(5, device="cuda"), torch.empty(2, 7, 5, device="cuda")
+        network = torch.compile(lambda w, k: bi_wkv(w, w, k, k) * 2, fullgraph=True, backend=keep)
+        assert network(w, k).device.type == "cuda"
+    assert any("bi_wkv_triton" in target for target in seen), seen

@@ -173,7 +173,7 @@ def test_devices_are_checked() -> None:
 
 def test_an_impossible_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="'triton' is not available.*'scan'"):
+    with pytest.raises(BackendError, match=r"'triton' is not available.*'scan'"):
         bi_wkv(*inputs(SHAPE)[:4], backend="triton")
     with pytest.raises(BackendError, match="'naive', 'scan', 'triton'"):
         bi_wkv(*inputs(SHAPE)[:4], backend="fast")

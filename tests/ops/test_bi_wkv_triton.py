@@ -1,4 +1,4 @@
-"""The Triton form of bi_wkv against the definition: interpreted on the CPU at small sizes, compiled on a GPU."""
+"""The Triton form of bi_wkv against its definition: interpreted on the CPU, compiled on a GPU."""
 
 from functools import partial
 

@@ -76,7 +76,9 @@ def why_not_triton(
         return "an exported graph holds standard operators only"
     device = tensors[0].device
     if device.type == "cuda":
-        if (major := torch.cuda.get_device_properties(device).major) < _OLDEST_GPU:
+        # torch.compile's tracer cannot ask the GPU, and its own compiler needs one as new
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (major := torch.cuda.get_device_properties(device).major) < _OLDEST_GPU:
             return f"{device} has compute capability {major}.x, and Triton needs {_OLDEST_GPU}.0"
     elif device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}, and Triton runs on cuda (or anywhere, slowly, interpreted)"

@@ -46,8 +46,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
         k: Keys (B, T, C), T >= 1, contiguous or not; float64, float32, bfloat16 or float16.
         v: Values (B, T, C), same dtype as k.
         backend: "auto" takes the fastest for the device, and while a graph is exported a form of standard
-            operators; "naive" is the definition in O(T^2); "scan" is linear time in plain torch, "triton" on a
-            GPU. "auto" takes "triton" on CUDA if it is installed, else "scan".
+            operators; "naive" is the definition in O(T^2); "scan" is linear time in plain torch, "triton" on
+            a GPU. "auto" takes "triton" on CUDA if it is installed, else "scan".
 
     Returns:
         (B, T, C) in the dtype of k.

@@ -1,8 +1,8 @@
-"""Bi-WKV through Triton: two custom operators, and how they cut the work for the kernels of triton_kernels.py.
+"""Bi-WKV through Triton: two custom operators, and how they cut the work for triton_kernels.py.
 
-A program takes a span: some chunks of tokens times some channels. A forward pass is one launch while a sequence
-fits in a span, two up to 64 spans and three beyond; a backward pass is one more, the sum of gw and gu over images
-and spans. Saved for it: the four inputs and, of longer sequences, seven numbers per span and channel.
+A program takes a span, some chunks of tokens, of some channels. A forward pass is one launch while a sequence
+fits in a span, two up to 64 spans and three beyond; a backward pass is one more, the sum of gw and gu over
+images and spans. Saved for it: the four inputs and, of longer sequences, seven numbers per span and channel.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from rwkvseg.ops.backends import refuse_transforms
 
-# two terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
+# terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
 LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
 JOINED = 64  # spans up to which every program joins their states itself
 
 
 class Tiling(NamedTuple):
-    """What a program takes: so many chunks, each of `blocks` blocks of `block` tokens, of so many channels."""
+    """What a program takes: chunks, each of `blocks` blocks of `block` tokens, of so many channels."""
 
     block: int
     blocks: int
@@ -38,13 +38,18 @@ class Tiling(NamedTuple):
 def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass over so many tokens whose elements have so many bytes.
 
-    There are few, since each is compiled when it is first met. Both passes over a sequence of several spans must
-    have the same ones: their states are kept per span. The figures are measured ones (benchmarks/bench_bi_wkv.py).
+    There are few, since each is compiled when it is first met. Both passes over a sequence of several spans
+    must have the same ones: their states are kept per span. The choice was measured on an H200.
     """
-    for block, blocks, chunks in ((8, 1, 4), (8, 1, 16), (7, 2, 16), (8, 4, 16), (7, 7, 16), (8, 8, 16)):
+    if num_tokens > 1024:
+        return Tiling(8, 4, 16, 16, 4) if backward else Tiling(8, 4, 16, 32, 8)
+    for block, blocks, chunks in ((8, 1, 4), (8, 1, 16), (7, 2, 16), (8, 4, 16), (7, 7, 16)):
         if num_tokens <= block * blocks * chunks:
-            return Tiling(block, blocks, chunks, 16, 8 if backward and blocks > 2 else 4, 128)
-    return Tiling(8, 4, 16, 16, 4, 128)
+            break
+    else:
+        block, blocks, chunks = 8, 8, 16
+    warps = 8 if blocks > 2 and (backward or itemsize > 2) else 4
+    return Tiling(block, blocks, chunks, 16, warps, 128)
 
 
 class _Plan:

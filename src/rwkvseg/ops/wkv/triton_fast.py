@@ -1,7 +1,8 @@
 """Bi-WKV on a GPU, fast: one reference key for all tokens of a program. Legend: triton_states.py.
 
-The sums and gradients are those of fixed_reference.py. Good while no denominator gets too small for the reference,
-which `too_small` tells afterwards; what a program needs of a token again it reads again, which then is near at hand.
+The sums and gradients are those of fixed_reference.py. Good while no denominator gets too small for the
+reference, which `too_small` tells afterwards. What a program needs of a token again it reads again: by then
+it is near at hand.
 """
 
 import triton
@@ -44,9 +45,10 @@ def highest(p_k, places, left, C, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WID
 def highest_with_value(
     p_k, p_v, places, left, C, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Return the largest exponent of each channel and a value that has it: gradients do not feel this value
-    taken off all, their rounding does. Where one key outweighs the others, or v is far from zero, gk is a small
-    difference of large numbers.
+    """Return the largest exponent of each channel and a value that has it.
+
+    Gradients do not feel this value taken off all, their rounding does: where one key outweighs the others,
+    or v is far from zero, gk is a small difference of large numbers.
     """
     high = tl.zeros_like(places).to(WIDE) + float("-inf")
     value = tl.zeros_like(high)
@@ -94,8 +96,9 @@ def futures(n, d, fn, fd, lam, BLOCK: tl.constexpr):
 
 @triton.jit
 def spread(en, ed, fn, fd, far, BLOCKS: tl.constexpr):
-    """Return what enters every block from later ones, two tuples, and what leaves the first; en, ed: what each
-    sends to earlier ones; (fn, fd): what enters the last; far: decay of a block.
+    """Return what enters every block from later ones, two tuples, and what leaves the first.
+
+    en, ed: what each sends to earlier ones; (fn, fd): what enters the last; far: decay of a block.
     """
     rows_n, rows_d = (), ()
     for s in tl.static_range(BLOCKS - 1, -1, -1):
@@ -142,11 +145,10 @@ def too_small(least, w, u, ok, SPAN, LIMIT: tl.constexpr):
 
 @triton.jit
 def adjoint(p_g, places, left, C, n, d, past, future, least, bonus, lam, s, BLOCK: tl.constexpr):
-    """Return of the tokens of block s: h = g / den, q = h num / den, and their own part of gk, negated; three
-    tuples; then what the past is after the block, and the least denominator so far.
+    """Return of the tokens of block s: h = g / den, q = h num / den, and their own part of gk, negated.
 
-    That part is exp(u) d h (out - v) with out - v summed over the other tokens only, so that it is exact where
-    the token itself dominates.
+    Three tuples; then what the past is after the block, and the least denominator so far. Their own part is
+    exp(u) d h (out - v) with out - v summed over the other tokens only: exact where the token dominates.
     """
     pn, pd = past
     fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)
@@ -177,8 +179,8 @@ def _block_gradients(
 ):  # fmt: skip
     """Write gk and gv of block s from the adjoint states that enter it on both sides.
 
-    Returns the part of gw from tokens of the block, the derivatives of the adjoint states that leave it to earlier
-    and to later tokens, and the latter states.
+    Returns the part of gw from tokens of the block, the derivatives of the adjoint states that leave it to
+    earlier and to later tokens, and the latter states.
     """
     r, rq = from_future
     zero = tl.zeros_like(r)
@@ -207,8 +209,10 @@ def fast_gradients(
     p_k, p_v, p_g, p_gk, p_gv, places, left, C, w, bonus, top, mean,
     pn, pd, fn, fd, pr, pq, fr, fq, er, eq, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Write gk and gv, return each lane's part of gw and gu. pn, pd and pr, pq enter the lane from the past, fn, fd
-    its blocks and fr, fq it from the future; er, eq: what its blocks send to earlier tokens.
+    """Write gk and gv, return each lane's part of gw and gu.
+
+    (pn, pd) and (pr, pq) enter the lane from the past, (fn, fd) its blocks and (fr, fq) it from the future;
+    er, eq: what its blocks send to earlier tokens.
     """
     lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
     fr, fq = spread(er, eq, fr, fq, far, BLOCKS)[:2]

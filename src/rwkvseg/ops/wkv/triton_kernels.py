@@ -10,8 +10,8 @@ from rwkvseg.ops.wkv.triton_fast import (
     futures,
     highest,
     highest_with_value,
-    reciprocal,
     pairs,
+    reciprocal,
     send,
     spread,
     too_small,
@@ -104,8 +104,7 @@ def bi_wkv_join_kernel(
         so, sn, sd = everything
         to, tn, td = add_rows(o, n, d)
         everything = plus(so, sn, sd, to, tn, td)
-    _, n, d = everything
-    mean = tl.where(c < C, n / d, 0.0)
+    mean = tl.where(c < C, everything[1] / everything[2], 0.0)
     enters = (zero + NOTHING, zero, zero)
     for back in range(GROUPS):
         first = (GROUPS - 1 - back) * 64
@@ -162,7 +161,7 @@ def bi_wkv_bwd_kernel(
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y.
 
-    Or, if TOTALS, write the totals of the adjoint states, which the former needs of sequences of several spans.
+    Or, if TOTALS, write the totals of the adjoint states: of several spans the former needs them.
     """
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
     i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, EVEN)
@@ -200,14 +199,12 @@ def bi_wkv_bwd_kernel(
     sent = spread(er, eq, zero, zero, far, BLOCKS)
     if too_small(least, w, u, ok, span, LIMIT):
         safe_backward(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, T, C, num_spans,
-            BLOCK, BLOCKS, CHUNKS, CHANNELS, EVEN, SPANS, TOTALS, WIDE,
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs,
+            T, C, num_spans, BLOCK, BLOCKS, CHUNKS, CHANNELS, EVEN, SPANS, TOTALS, WIDE,
         )  # fmt: skip
     elif TOTALS:
-        o = zero - top
-        write_totals(
-            p_adjoint, i_b, i_s, num_spans, c, C, (o, lr, lq), (o, sent[2], sent[3]), -BLOCK * BLOCKS * w, CHUNKS
-        )  # fmt: skip
+        later, earlier = (zero - top, lr, lq), (zero - top, sent[2], sent[3])
+        write_totals(p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
     else:
         x, y = tl.exp2(start[0] + top), tl.exp2(end[0] + top)
         pr, pq = reach(lr, lq, decay, x * start[1], x * start[2], False)

@@ -1,8 +1,8 @@
 """Bi-WKV on a GPU, safe: every state carries its exponent, and the tokens of a block are taken pair by pair.
 
-Every sum is taken less its largest exponent, so that nothing overflows or vanishes for any finite keys, decays and
-bonuses. Programs that the fast form does not suit end up here; functions of their own, so that they make the fast
-ones neither slower to compile nor larger. Legend: triton_states.py.
+Sums are taken less their largest exponent, so that nothing overflows or vanishes for any finite keys, decays
+and bonuses. Programs that the fast form does not suit end up here; as functions of their own, these make the
+fast form no slower to compile. Legend: triton_states.py.
 """
 
 import triton

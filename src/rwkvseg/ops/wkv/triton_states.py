@@ -1,13 +1,13 @@
-"""What the Triton kernels of Bi-WKV share: where a program's tokens lie, and sums that pass from chunk to chunk.
+"""What the Triton kernels of Bi-WKV share: where a program's tokens lie, and sums that pass between chunks.
 
 A lane is one chunk of consecutive tokens of one channel; a program holds a tile of lanes, CHUNKS consecutive
 chunks (a span of tokens) times CHANNELS channels, and goes through the tokens of all its lanes at once, by
-BLOCKS blocks of BLOCK tokens. Exponents are to base 2.
+BLOCKS blocks of BLOCK tokens. Exponents are to base 2. In a kernel `_` is a variable like any other.
 
-    p_      pointer; `places`: offsets of each lane's first token from it; `left`: tokens from there to the end
+    p_      pointer; `places`: offsets of each lane's first token from it; `left`: tokens from there on
     state   (o, n, d): a sum of values n and of weights d, both times 2^o
     sent    what a block, chunk or span sends on, to later tokens and to earlier ones
-    states  of the spans in memory, (B, spans, 7, C): what goes to, or comes from, the one side, the other, a mean
+    states  of the spans in memory, (B, spans, 7, C): one for each of the two directions, then a mean value
 """
 
 import torch
@@ -43,6 +43,7 @@ def place(
 
 @triton.jit
 def vector_of(p, c, C, WIDE: tl.constexpr):
+    """Return a number per channel (1, CHANNELS)."""
     return tl.load(p + c, mask=c < C, other=0.0).to(WIDE)
 
 
@@ -66,6 +67,7 @@ def exponents(p_k, places, left, C, j, WIDE: tl.constexpr):
 
 @triton.jit
 def empty_blocks(like, value, BLOCKS: tl.constexpr):
+    """Return a tuple with the value for every block."""
     rows = ()
     for _ in tl.static_range(BLOCKS):
         rows += (tl.zeros_like(like) + value,)
@@ -74,6 +76,7 @@ def empty_blocks(like, value, BLOCKS: tl.constexpr):
 
 @triton.jit
 def get_block(rows, s, BLOCKS: tl.constexpr):
+    """Return item s of a tuple, where s is not known before."""
     x = rows[0]
     for i in tl.static_range(1, BLOCKS):
         x = tl.where(s == i, rows[i], x)
@@ -82,6 +85,7 @@ def get_block(rows, s, BLOCKS: tl.constexpr):
 
 @triton.jit
 def put_block(rows, s, x, BLOCKS: tl.constexpr):
+    """Return a tuple whose item s is x."""
     new = ()
     for i in tl.static_range(BLOCKS):
         new += (tl.where(s == i, x, rows[i]),)
@@ -138,6 +142,7 @@ def safe_reach(state, decay, start, REVERSE: tl.constexpr):
 
 @triton.jit
 def read_state(p, rows, c, C, mask, WIDE: tl.constexpr):
+    """Return the state of some spans; p + 3 C gives that of the other direction."""
     p += rows.to(tl.int64) * 7 * C + c
     o = tl.load(p, mask=mask, other=NOTHING).to(WIDE)
     n = tl.load(p + C, mask=mask, other=0.0).to(WIDE)
@@ -147,6 +152,7 @@ def read_state(p, rows, c, C, mask, WIDE: tl.constexpr):
 
 @triton.jit
 def write_state(p, rows, c, C, mask, state):
+    """Write what `read_state` reads."""
     p += rows.to(tl.int64) * 7 * C + c
     o, n, d = state
     tl.store(p, o, mask=mask)
