@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rwkvseg.errors import BackendError, UsageError
 from rwkvseg.ops import backends, bi_wkv
@@ -27,6 +28,7 @@ def gpu_with_triton(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     properties = SimpleNamespace(major=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(backends, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(backends, "_C_COMPILER", "cc")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return properties
 
@@ -71,6 +73,13 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         choose("triton", tensor("cuda"))
 
 
+def test_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_C_COMPILER", None)
+    assert choose("auto", tensor("cuda")) == "scan"
+    with pytest.raises(BackendError, match=r"no compiler \(CC, clang or gcc\)"):
+        choose("triton", tensor("cuda"))
+
+
 def test_an_old_gpu(gpu_with_triton: SimpleNamespace) -> None:
     gpu_with_triton.major = 6
     assert choose("auto", tensor("cuda")) == "scan"
@@ -103,13 +112,14 @@ def test_importing_loads_no_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_compiler_traces_the_choice_without_asking_the_gpu(monkeypatch):
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def test_torch_compile_traces_the_choice_without_asking_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(device: torch.device) -> None:
+        raise AssertionError("asked")
 
-    monkeypatch.setattr(backends, "_TRITON_IS_INSTALLED", True)
-    seen = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", ask)
+    seen: list[str] = []
 
-    def keep(graph, example_inputs):
+    def keep(graph: Any, example_inputs: Any) -> Any:
         seen.extend(str(node.target) for node in graph.graph.nodes)
         return graph
 

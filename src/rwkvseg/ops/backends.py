@@ -6,6 +6,7 @@ else and while a graph is exported. An explicit choice is obeyed or refused, nev
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _OLDEST_GPU = 7  # major compute capability that Triton compiles for
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not imported
+# Triton builds what launches its kernels in C, by the first of these; on Windows it brings a compiler along
+_C_COMPILER = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc") or os.name == "nt"
 
 
 def triton_is_installed() -> bool:
@@ -80,6 +83,8 @@ def why_not_triton(
         compiling = torch.compiler.is_compiling()
         if not compiling and (major := torch.cuda.get_device_properties(device).major) < _OLDEST_GPU:
             return f"{device} has compute capability {major}.x, and Triton needs {_OLDEST_GPU}.0"
+        if not _C_COMPILER:
+            return "it builds small launchers in C and finds no compiler (CC, clang or gcc)"
     elif device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}, and Triton runs on cuda (or anywhere, slowly, interpreted)"
     for x in tensors:

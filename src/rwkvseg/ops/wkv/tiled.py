@@ -39,17 +39,16 @@ def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass over so many tokens whose elements have so many bytes.
 
     There are few, since each is compiled when it is first met. Both passes over a sequence of several spans
-    must have the same ones: their states are kept per span. The choice was measured on an H200.
+    must have the same ones: their states are kept per span. The choice was measured on an H200
+    (benchmarks/tune_bi_wkv.py).
     """
     if num_tokens > 1024:
         return Tiling(8, 4, 16, 16, 4) if backward else Tiling(8, 4, 16, 32, 8)
-    for block, blocks, chunks in ((8, 1, 4), (8, 1, 16), (7, 2, 16), (8, 4, 16), (7, 7, 16)):
-        if num_tokens <= block * blocks * chunks:
-            break
-    else:
-        block, blocks, chunks = 8, 8, 16
-    warps = 8 if blocks > 2 and (backward or itemsize > 2) else 4
-    return Tiling(block, blocks, chunks, 16, warps, 128)
+    if 512 < num_tokens <= 896 and itemsize > 2 and not backward:
+        return Tiling(7, 4, 32, 16, 8, 128)
+    sizes = ((8, 1, 4), (8, 1, 16), (7, 2, 16), (8, 4, 16), (7, 7, 16), (8, 8, 16))
+    block, blocks, chunks = next(size for size in sizes if num_tokens <= math.prod(size))
+    return Tiling(block, blocks, chunks, 16, 8 if blocks > 2 and (backward or itemsize > 2) else 4, 128)
 
 
 class _Plan:
