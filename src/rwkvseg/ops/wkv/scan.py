@@ -23,7 +23,7 @@ LIMIT = {torch.float32: 50.0, torch.float64: 600.0}
 # with so few tokens a gradient can be one rounding error of its terms, and float64 costs nothing
 SHORT = 8
 # elements of k that are worked on at a time on the CPU, so that they stay in its cache
-CACHED_ELEMENTS = 2**18
+CACHED_ELEMENTS = 2**20
 
 
 @torch.library.custom_op("rwkvseg::bi_wkv_scan", mutates_args=())
