@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvseg.data.transforms import Augmentation, Preprocessing
@@ -209,6 +209,16 @@ texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
     size=st.none() | st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     structures=st.lists(texts, min_size=1, max_size=4, unique=True),
     workers=st.just("auto") | st.integers(0, 64),
+)
+@example(
+    name="0",
+    description="next line \x85, line \u2028 and paragraph \u2029",
+    rate=1.0,
+    clip=None,
+    epochs=1,
+    size=None,
+    structures=["0\x85"],
+    workers="auto",
 )
 def test_yaml_round_trip(tmp_path_factory, name, description, rate, clip, epochs, size, structures, workers):
     labels = {"background": 0} | {f"s {text}": value for value, text in enumerate(structures, 1)}

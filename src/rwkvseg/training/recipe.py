@@ -176,7 +176,10 @@ class Recipe(_Settings):
 
     def to_yaml(self) -> str:
         """Text of the recipe; `from_file` of it gives an equal recipe."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        content = self.model_dump(mode="json")
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if yaml.safe_load(text) != content:  # PyYAML writes some line separators as they are and reads spaces
+            text = yaml.safe_dump(content, sort_keys=False)
         return text
 
 
