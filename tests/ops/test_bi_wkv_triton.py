@@ -169,7 +169,9 @@ def test_what_is_saved() -> None:
 
 
 @pytest.mark.real_tiles
-@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 128, 129, 196, 224, 512, 784, 1024, 1025, 4097, 65537])
+@pytest.mark.parametrize(
+    "num_tokens", [1, 31, 32, 33, 64, 128, 129, 196, 224, 256, 512, 784, 1024, 1025, 4097, 65537]
+)
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_a_tiling_covers_every_token(num_tokens: int, itemsize: int) -> None:
     forward, backward = (tiled.tiling(num_tokens, itemsize, backward=b) for b in (False, True))
@@ -190,7 +192,7 @@ class TestOnAGpu:
         x = there(inputs((2, 196, 33)))
         assert torch.equal(bi_wkv(*x[:4]), triton_bi_wkv(*x[:4]))
 
-    @pytest.mark.parametrize("num_tokens", [1, 31, 63, 196, 784, 1000, 4097])
+    @pytest.mark.parametrize("num_tokens", [1, 31, 63, 100, 196, 256, 300, 784, 1000, 4097])
     def test_it_agrees_with_float64(self, num_tokens: int) -> None:
         for keys, decay in CASES:
             x = there(inputs((2, num_tokens, 33), keys=keys, decay=decay))
