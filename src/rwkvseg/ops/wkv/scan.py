@@ -10,12 +10,12 @@ Saved for the backward pass: the four inputs and nothing per token.
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkvseg.errors import BackendError
+from rwkvseg.ops.backends import refuse_transforms
 from rwkvseg.ops.wkv import fixed_reference, matmul, running_max
 
 # exp of it, times T, |g| and |v|, must stay in range: 1e38 / e^50 leaves 1e16 for float32, 1e47 for float64
@@ -103,17 +103,5 @@ def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise BackendError("backend 'scan' of bi_wkv has no second derivative; use backend='naive' for it")
-
-
-def _refuse_vmap(*args: Any) -> NoReturn:
-    raise BackendError(
-        "backend 'scan' of bi_wkv does not run under vmap; stack along B or use backend='naive'"
-    )
-
-
 scan_bi_wkv.register_autograd(_gradients, setup_context=_save_inputs)
-scan_bi_wkv_backward.register_autograd(_refuse_second_derivative)
-scan_bi_wkv.register_vmap(_refuse_vmap)
-scan_bi_wkv_backward.register_vmap(_refuse_vmap)
+refuse_transforms(scan_bi_wkv, scan_bi_wkv_backward, name="bi_wkv", backend="scan", instead="naive")

@@ -6,7 +6,6 @@ images and spans. Saved for it: the four inputs and, of longer sequences, seven 
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -120,10 +119,6 @@ class _Plan:
         )
         return states
 
-    def on_device(self) -> AbstractContextManager[Any]:
-        """Make the tensors' GPU the current one: Triton launches there."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
 
 @torch.library.custom_op("rwkvseg::bi_wkv_triton", mutates_args=())
 def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +126,7 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     w, u, k, v = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous()
     plan = _Plan(k, backward=False)
     y, states = torch.empty_like(k), plan.new_states()
-    with plan.on_device():
+    with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if plan.num_spans > 1:
             plan.launch("bi_wkv_totals_kernel", w, k, v, states)
             states = plan.join(w, states)
@@ -153,7 +148,7 @@ def triton_bi_wkv_backward(
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)
     arguments = (w, u, k, v, g, gk, gv, parts, states, adjoint, keys, outs)
     constants = {"SPANS": plan.spans, "LIMIT": LIMIT[plan.wide]}
-    with plan.on_device():
+    with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if plan.num_spans > 1:
             plan.launch("bi_wkv_bwd_kernel", *arguments, TOTALS=True, **constants)
             arguments = (*arguments[:9], plan.join(w, adjoint), *arguments[10:])

@@ -16,6 +16,7 @@ from rwkvseg.ops.wkv.triton_states import (
     enter,
     exponents,
     get_block,
+    key_of,
     mean_value,
     place,
     plus,
@@ -218,12 +219,6 @@ def safe_backward(
 
 
 @triton.jit
-def _adjoint_key(p_keys, places, left, C, j):
-    """Return the key of token j of every lane in the adjoint sums; -inf where there is none."""
-    return tl.load(p_keys + places + j * C, mask=j < left, other=float("-inf"))
-
-
-@triton.jit
 def _send_adjoint(
     p_g, p_keys, p_outs, places, left, C, w, s, BLOCK: tl.constexpr, LATER: tl.constexpr
 ):  # fmt: skip
@@ -231,12 +226,12 @@ def _send_adjoint(
     o = tl.zeros_like(places).to(w.dtype) + NOTHING
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        o = tl.maximum(o, _adjoint_key(p_keys, places, left, C, s * BLOCK + j) - gap * w)
+        o = tl.maximum(o, key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype) - gap * w)
     r, q = tl.zeros_like(o), tl.zeros_like(o)
     r_w, q_w = tl.zeros_like(o), tl.zeros_like(o)
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        x = tl.exp2(_adjoint_key(p_keys, places, left, C, s * BLOCK + j) - gap * w - o)
+        x = tl.exp2(key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype) - gap * w - o)
         x *= row_of(p_g, places, left, C, s * BLOCK + j, w.dtype)
         y = x * row_of(p_outs, places, left, C, s * BLOCK + j, w.dtype)
         r += x
@@ -275,7 +270,7 @@ def _gradient(
     by_w -= (BLOCK - 1 - i) * apart
     by_u = tl.zeros_like(by_v)
     for j in range(BLOCK):
-        e = k + _gap(i, j, w, u) + _adjoint_key(p_keys, places, left, C, s * BLOCK + j)
+        e = k + _gap(i, j, w, u) + key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype)
         x = tl.exp2(e) * row_of(p_g, places, left, C, s * BLOCK + j, w.dtype)
         apart = x * (v - row_of(p_outs, places, left, C, s * BLOCK + j, w.dtype))
         by_v += x
