@@ -66,8 +66,8 @@ class _Plan:
         return torch.empty(shape, dtype=self.wide, device=self.device)
 
     def new_states(self) -> Tensor:
-        """Return memory for the states of all spans; none where the span is the sequence."""
-        return self.new(self.batch, self.num_spans if self.num_spans > 1 else 0, 7, self.channels)
+        """Return memory for the states of all spans, or for what is saved where the span is the sequence."""
+        return self.new(self.batch, self.num_spans, 7 if self.num_spans > 1 else 1, self.channels)
 
     def launch(self, name: str, *tensors: Tensor, **constants: Any) -> None:
         """Run a kernel of triton_kernels.py, one program for each tile."""
@@ -77,13 +77,14 @@ class _Plan:
         getattr(triton_kernels, name)[(self.batch * self.num_spans * tiles,)](
             *tensors,
             self.num_tokens,
-            self.channels,
             self.num_spans,
+            C=self.channels,
             BLOCK=self.tile.block,
             BLOCKS=self.tile.blocks,
             CHUNKS=self.tile.chunks,
             CHANNELS=self.tile.channels,
-            EVEN=self.channels % self.tile.channels == 0,
+            WHOLE=self.num_tokens % self.tile.span == 0 and self.channels % self.tile.channels == 0,
+            LIMIT=LIMIT[self.wide],
             WIDE=triton_states.TYPES[self.wide],
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
@@ -109,8 +110,8 @@ class _Plan:
             w,
             totals,
             states,
-            self.channels,
             self.num_spans,
+            C=self.channels,
             SPAN=self.tile.span,
             GROUPS=-(-self.num_spans // 64),
             CHANNELS=width,
@@ -130,8 +131,7 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
         if plan.num_spans > 1:
             plan.launch("bi_wkv_totals_kernel", w, k, v, states)
             states = plan.join(w, states)
-        constants = {"SPANS": plan.spans, "LIMIT": LIMIT[plan.wide]}
-        plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, **constants)
+        plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, SPANS=plan.spans)
     return y, states
 
 
@@ -147,12 +147,11 @@ def triton_bi_wkv_backward(
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)
     arguments = (w, u, k, v, g, gk, gv, parts, states, adjoint, keys, outs)
-    constants = {"SPANS": plan.spans, "LIMIT": LIMIT[plan.wide]}
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if plan.num_spans > 1:
-            plan.launch("bi_wkv_bwd_kernel", *arguments, TOTALS=True, **constants)
+            plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=True)
             arguments = (*arguments[:9], plan.join(w, adjoint), *arguments[10:])
-        plan.launch("bi_wkv_bwd_kernel", *arguments, TOTALS=False, **constants)
+        plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=False)
     return parts.sum(0), gk, gv
 
 

@@ -1,8 +1,8 @@
 """Bi-WKV on a GPU, fast: one reference key for all tokens of a program. Legend: triton_states.py.
 
-The sums and gradients are those of fixed_reference.py. Good while no denominator gets too small for the
-reference, which `too_small` tells afterwards. What a program needs of a token again it reads again: by then
-it is near at hand.
+The sums and gradients are those of fixed_reference.py. The reference is the largest of a few keys, which
+does unless a denominator turns out very small or very large for it; `unfit` tells afterwards. What a program
+needs of a token again it reads again: by then it is near at hand.
 """
 
 import triton
@@ -15,8 +15,11 @@ from rwkvseg.ops.wkv.triton_states import (
     get_block,
     key_of,
     put_block,
+    put_row,
     reach,
     row_of,
+    rows_after,
+    where_there,
 )
 
 
@@ -32,44 +35,21 @@ def reciprocal(x):
 
 
 @triton.jit
-def highest(p_k, places, left, C, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the largest exponent of each channel (1, CHANNELS)."""
-    high = tl.zeros_like(places).to(WIDE) + float("-inf")
-    for s in range(BLOCKS):
-        for j in tl.static_range(BLOCK):
-            high = tl.maximum(high, key_of(p_k, places, left, C, s * BLOCK + j, WIDE))
-    return tl.max(high, 0)[None, :] * LOG2E
+def reference(p_k, left, C, past, future, ok, WIDE: tl.constexpr):
+    """Return an exponent for each channel (1, CHANNELS) about as large as the largest; 0 of no channel."""
+    high = tl.max(key_of(p_k, left, C, 0, WIDE), 0)[None, :] * LOG2E
+    return tl.where(ok, tl.maximum(tl.maximum(high, past[0]), future[0]), 0.0)
 
 
 @triton.jit
-def highest_with_value(
-    p_k, p_v, places, left, C, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    """Return the largest exponent of each channel and a value that has it.
-
-    Gradients do not feel this value taken off all, their rounding does: where one key outweighs the others,
-    or v is far from zero, gk is a small difference of large numbers.
-    """
-    high = tl.zeros_like(places).to(WIDE) + float("-inf")
-    value = tl.zeros_like(high)
-    for s in range(BLOCKS):
-        for j in tl.static_range(BLOCK):
-            k = key_of(p_k, places, left, C, s * BLOCK + j, WIDE)
-            v = row_of(p_v, places, left, C, s * BLOCK + j, WIDE)
-            value = tl.where(k > high, v, value)
-            high = tl.maximum(high, k)
-    top = tl.max(high, 0)[None, :]
-    value = tl.max(tl.where(high == top, value, float("-inf")), 0)[None, :]
-    return top * LOG2E, tl.where(tl.abs(value) < float("inf"), value, 0.0)
-
-
-@triton.jit
-def pairs(p_k, p_v, places, left, C, top, mean, s, BLOCK: tl.constexpr):
+def pairs(p_k, p_v, left, C, top, mean, s, BLOCK: tl.constexpr):
     """Return (n, d) of the tokens of block s, two tuples: d = exp(k - reference), n = d (v - mean)."""
+    p_k, p_v = rows_after(p_k, C, s * BLOCK), rows_after(p_v, C, s * BLOCK)
+    left = None if left is None else left - s * BLOCK
     n, d = (), ()
     for j in tl.static_range(BLOCK):
-        x = tl.exp2(exponents(p_k, places, left, C, s * BLOCK + j, top.dtype) - top)
-        n += (x * (row_of(p_v, places, left, C, s * BLOCK + j, top.dtype) - mean),)
+        x = tl.exp2(exponents(p_k, left, C, j, top.dtype) - top)
+        n += (x * (row_of(p_v, left, C, j, top.dtype) - mean),)
         d += (x,)
     return n, d
 
@@ -108,22 +88,39 @@ def spread(en, ed, fn, fd, far, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def fast_states(
-    p_k, p_v, places, left, C, w, top, mean, past, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
-):  # fmt: skip
-    """Return what enters each lane from the past, and each of its blocks from the future."""
+def fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """Return what each lane sends to later ones, and what each of its blocks sends to earlier ones."""
     lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
-    zero = tl.zeros_like(places).to(w.dtype)
+    zero = tl.zeros(p_k.shape, w.dtype)
     ln, ld = zero, zero
     en, ed = empty_blocks(zero, 0.0, BLOCKS), empty_blocks(zero, 0.0, BLOCKS)
     for s in range(BLOCKS):
-        n, d = pairs(p_k, p_v, places, left, C, top, mean, s, BLOCK)
+        n, d = pairs(p_k, p_v, left, C, top, mean, s, BLOCK)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = put_block(en, s, earlier_n, BLOCKS), put_block(ed, s, earlier_d, BLOCKS)
+    return ln, ld, en, ed
+
+
+@triton.jit
+def fast_states(
+    p_k, p_v, left, C, w, top, mean, past, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """Return what enters each lane from the past, and each of its blocks from the future."""
+    ln, ld, en, ed = fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK, BLOCKS)
+    return fast_enter(
+        ln, ld, en, ed, w, tl.exp2(past[0] - top), past, tl.exp2(future[0] - top), future, BLOCK, BLOCKS
+    )
+
+
+@triton.jit
+def fast_enter(
+    ln, ld, en, ed, w, x, past, y, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """The same from what lanes and blocks send; past and future, times x and y, enter the program."""
+    decay, far = tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(-BLOCK * w)
+    zero = tl.zeros_like(ln)
     sent = spread(en, ed, zero, zero, far, BLOCKS)
-    decay = tl.exp2(-BLOCK * BLOCKS * w)
-    x, y = tl.exp2(past[0] - top), tl.exp2(future[0] - top)
     pn, pd = reach(ln, ld, decay, x * past[1], x * past[2], False)
     fn, fd = reach(sent[2], sent[3], decay, y * future[1], y * future[2], True)
     fn, fd = spread(en, ed, fn, fd, far, BLOCKS)[:2]
@@ -131,106 +128,105 @@ def fast_states(
 
 
 @triton.jit
-def too_small(least, w, u, ok, SPAN, LIMIT: tl.constexpr):
-    """Return whether a denominator of the tile is too small for the fast form; least: of every lane.
+def unfit(least, greatest, w, u, ok, SPAN, LIMIT: tl.constexpr):
+    """Return whether the reference does not suit the denominators of the tile, of which each lane has two.
 
     Two terms of a sum may lie 2^LIMIT apart: by their keys, which the denominators show, by the bonus, and by
-    a decay that grows with distance.
+    a decay that grows with distance. Above the reference there is half of that: squares occur.
     """
     grown = tl.maximum(-w, 0.0) * SPAN + tl.abs(u)
     enough = tl.where(grown < LIMIT, tl.exp2(grown - LIMIT), float("inf"))
-    small = tl.where(ok & ~(tl.min(least, 0)[None, :] > enough), 1, 0)
+    least, greatest = tl.min(least, 0)[None, :], tl.max(greatest, 0)[None, :]
+    fit = (least > enough) & (greatest < tl.exp2(tl.zeros_like(w) + 0.5 * LIMIT))
+    small = tl.where(ok & ~fit, 1, 0)
     return tl.max(tl.max(small, 1), 0) > 0
 
 
 @triton.jit
-def adjoint(p_g, places, left, C, n, d, past, future, least, bonus, lam, s, BLOCK: tl.constexpr):
-    """Return of the tokens of block s: h = g / den, q = h num / den, and their own part of gk, negated.
+def adjoint_pairs(
+    p_g, left, C, n, d, past, future, least, greatest, bonus, lam, s, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Return of the tokens of block s: h = g / den, q = h num / den, two tuples.
 
-    Three tuples; then what the past is after the block, and the least denominator so far. Their own part is
-    exp(u) d h (out - v) with out - v summed over the other tokens only: exact where the token dominates.
+    Then what the past is after the block, and the least and the greatest denominator so far.
     """
+    p_g = rows_after(p_g, C, s * BLOCK)
+    left = None if left is None else left - s * BLOCK
     pn, pd = past
     fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)
-    hs, qs, owns = (), (), ()
+    hs, qs = (), ()
     for j in tl.static_range(BLOCK):
-        here = s * BLOCK + j < left
-        num, den = pn + fn[j], pd + fd[j]
-        total = tl.where(here, den + bonus * d[j], 1.0)
-        least = tl.minimum(least, total)
+        total = where_there(left, j, pd + fd[j] + bonus * d[j], 1.0)
+        least, greatest = tl.minimum(least, total), tl.maximum(greatest, total)
         inverse = reciprocal(total)
-        h = row_of(p_g, places, left, C, s * BLOCK + j, lam.dtype) * inverse
+        h = row_of(p_g, left, C, j, lam.dtype) * inverse
         hs += (h,)
-        qs += (h * (num + bonus * n[j]) * inverse,)
-        owns += (h * (num * d[j] - den * n[j]) * (bonus * inverse),)
+        qs += (h * ((pn + fn[j] + bonus * n[j]) * inverse),)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
-    return hs, qs, owns, pn, pd, least
-
-
-@triton.jit
-def _step(x, r, r_w, lam):
-    """Let state r, with its derivative by w, pass a token x."""
-    return r * lam + x, lam * (r_w - r)
+    return hs, qs, pn, pd, least, greatest
 
 
 @triton.jit
 def _block_gradients(
-    p_gk, p_gv, places, left, C, n, d, h, q, own, from_past, from_future, lam, bonus, s, BLOCK: tl.constexpr
+    p_g, p_gk, p_gv, left, C, n, d, past, future, on, back, bonus, lam, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Write gk and gv of block s from the adjoint states that enter it on both sides.
+    """Write gk and gv of a block from the states that enter it on both sides; on, back: the adjoint ones.
 
-    Returns the part of gw from tokens of the block, the derivatives of the adjoint states that leave it to
-    earlier and to later tokens, and the latter states.
+    A token's own part of gk is exp(u) d h (v - out) with v - out summed over the other tokens only: exact
+    where the token dominates. gw: at each token what comes from one side meets the adjoint from the other.
+    Returns both states that leave it to later tokens, and the parts of gw, but for -lam, and of gu.
     """
-    r, rq = from_future
-    zero = tl.zeros_like(r)
-    r_w, rq_w, gw = zero, zero, zero
-    by_k, by_v = (), ()
-    for j in tl.static_range(BLOCK - 1, -1, -1):
-        by_k, by_v = (n[j] * r - d[j] * rq - own[j],) + by_k, (d[j] * (r + bonus * h[j]),) + by_v
-        gw += n[j] * r_w - d[j] * rq_w
-        r, r_w = _step(h[j], r, r_w, lam)
-        rq, rq_w = _step(q[j], rq, rq_w, lam)
-    back_w, back_q_w = r_w, rq_w
-    r, rq = from_past
-    r_w, rq_w = zero, zero
+    pn, pd = past
+    r, rq = on
+    fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)
+    gw, gu = tl.zeros_like(pn), tl.zeros_like(pn)
+    hs, qs, by_k, by_v, pns, pds = (), (), (), (), (), ()
     for j in tl.static_range(BLOCK):
-        here = s * BLOCK + j < left
-        tl.store(p_gk + places + (s * BLOCK + j) * C, by_k[j] + (n[j] * r - d[j] * rq), mask=here)
-        tl.store(p_gv + places + (s * BLOCK + j) * C, by_v[j] + d[j] * r, mask=here)
-        gw += n[j] * r_w - d[j] * rq_w
-        r, r_w = _step(h[j], r, r_w, lam)
-        rq, rq_w = _step(q[j], rq, rq_w, lam)
-    return gw, (back_w, back_q_w), (r_w, rq_w), (r, rq)
+        num, den = pn + fn[j], pd + fd[j]
+        inverse = reciprocal(where_there(left, j, den + bonus * d[j], 1.0))
+        h = row_of(p_g, left, C, j, lam.dtype) * inverse
+        q = h * ((num + bonus * n[j]) * inverse)
+        own = h * (den * n[j] - num * d[j]) * (bonus * inverse)
+        gu += own
+        gw += r * fn[j] - rq * fd[j]
+        hs += (h,)
+        qs += (q,)
+        by_k += (own + (n[j] * r - d[j] * rq),)
+        by_v += (r + bonus * h,)
+        pns += (pn,)
+        pds += (pd,)
+        pn, pd = pn * lam + n[j], pd * lam + d[j]
+        r, rq = r * lam + h, rq * lam + q
+    on = r, rq
+    r, rq = back
+    for j in tl.static_range(BLOCK - 1, -1, -1):
+        put_row(p_gk, left, C, j, by_k[j] + (n[j] * r - d[j] * rq))
+        put_row(p_gv, left, C, j, d[j] * (by_v[j] + r))
+        gw += r * pns[j] - rq * pds[j]
+        r, rq = r * lam + hs[j], rq * lam + qs[j]
+    return (pn, pd), on, gw, gu
 
 
 @triton.jit
 def fast_gradients(
-    p_k, p_v, p_g, p_gk, p_gv, places, left, C, w, bonus, top, mean,
-    pn, pd, fn, fd, pr, pq, fr, fq, er, eq, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    p_k, p_v, p_g, p_gk, p_gv, left, C, w, bonus, top, mean,
+    pn, pd, fn, fd, pr, pq, fr, fq, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write gk and gv, return each lane's part of gw and gu.
 
-    (pn, pd) and (pr, pq) enter the lane from the past, (fn, fd) its blocks and (fr, fq) it from the future;
-    er, eq: what its blocks send to earlier tokens.
+    (pn, pd) and (pr, pq) enter the lane from the past, (fn, fd) and (fr, fq) its blocks from the future.
     """
-    lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
-    fr, fq = spread(er, eq, fr, fq, far, BLOCKS)[:2]
+    lam = tl.exp2(-w)
     gw, gu = tl.zeros_like(pn), tl.zeros_like(pn)
+    past, on = (pn, pd), (pr, pq)
     for s in range(BLOCKS):
-        n, d = pairs(p_k, p_v, places, left, C, top, mean, s, BLOCK)
-        after_n, after_d = get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS)
-        h, q, own, next_n, next_d, unused = adjoint(
-            p_g, places, left, C, n, d, (pn, pd), (after_n, after_d), pn, bonus, lam, s, BLOCK
+        n, d = pairs(p_k, p_v, left, C, top, mean, s, BLOCK)
+        future = (get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
+        back = (get_block(fr, s, BLOCKS), get_block(fq, s, BLOCKS))
+        past, on, by_w, by_u = _block_gradients(
+            rows_after(p_g, C, s * BLOCK), rows_after(p_gk, C, s * BLOCK), rows_after(p_gv, C, s * BLOCK),
+            None if left is None else left - s * BLOCK, C, n, d, past, future, on, back, bonus, lam, BLOCK,
         )  # fmt: skip
-        enters = (get_block(fr, s, BLOCKS), get_block(fq, s, BLOCKS))
-        by_w, back_w, on_w, on = _block_gradients(
-            p_gk, p_gv, places, left, C, n, d, h, q, own, (pr, pq), enters, lam, bonus, s, BLOCK
-        )  # fmt: skip
-        # pairs of tokens of two blocks: the adjoint states that leave this one, met by the sums outside
-        gw += by_w + on_w[0] * after_n - on_w[1] * after_d + back_w[0] * pn - back_w[1] * pd
-        for j in tl.static_range(BLOCK):
-            gu -= own[j]
-        pn, pd = next_n, next_d
-        pr, pq = on
-    return gw, gu
+        gw += by_w
+        gu += by_u
+    return -lam * gw, gu

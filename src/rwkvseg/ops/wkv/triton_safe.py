@@ -8,7 +8,6 @@ fast form no slower to compile. Legend: triton_states.py.
 import triton
 import triton.language as tl
 
-from rwkvseg.ops.wkv.triton_fast import highest_with_value
 from rwkvseg.ops.wkv.triton_states import (
     LOG2E,
     NOTHING,
@@ -21,10 +20,13 @@ from rwkvseg.ops.wkv.triton_states import (
     place,
     plus,
     put_block,
+    put_row,
     row_of,
     safe_reach,
     store_sums,
     vector_of,
+    where_there,
+    write_mean,
     write_totals,
 )
 
@@ -36,18 +38,18 @@ def _gap(i, j, w, u):
 
 
 @triton.jit
-def _send(p_k, p_v, places, left, C, w, mean, s, BLOCK: tl.constexpr, LATER: tl.constexpr):
+def _send(p_k, p_v, left, C, w, mean, s, BLOCK: tl.constexpr, LATER: tl.constexpr):
     """Return the state that block s sends to later tokens, or to earlier ones."""
-    o = tl.zeros_like(places).to(w.dtype) + NOTHING
+    o = tl.zeros(p_k.shape, w.dtype) + NOTHING
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        o = tl.maximum(o, exponents(p_k, places, left, C, s * BLOCK + j, w.dtype) - gap * w)
+        o = tl.maximum(o, exponents(p_k, left, C, s * BLOCK + j, w.dtype) - gap * w)
     n = tl.zeros_like(o)
     d = tl.zeros_like(o)
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        x = tl.exp2(exponents(p_k, places, left, C, s * BLOCK + j, w.dtype) - gap * w - o)
-        n += x * (row_of(p_v, places, left, C, s * BLOCK + j, w.dtype) - mean)
+        x = tl.exp2(exponents(p_k, left, C, s * BLOCK + j, w.dtype) - gap * w - o)
+        n += x * (row_of(p_v, left, C, s * BLOCK + j, w.dtype) - mean)
         d += x
     return o, n, d
 
@@ -65,10 +67,10 @@ def _spread(eo, en, ed, state, decay, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _states(
-    p_k, p_v, places, left, C, w, mean, past, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+    p_k, p_v, left, C, w, mean, past, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
 ):  # fmt: skip
     """`fast_states` of states that carry their exponents."""
-    zero = tl.zeros_like(places).to(w.dtype)
+    zero = tl.zeros(p_k.shape, w.dtype)
     nothing = (zero + NOTHING, zero, zero)
     o, n, d = nothing
     eo, en, ed = (
@@ -77,9 +79,9 @@ def _states(
         empty_blocks(zero, 0.0, BLOCKS),
     )
     for s in range(BLOCKS):
-        lo, ln, ld = _send(p_k, p_v, places, left, C, w, mean, s, BLOCK, True)
+        lo, ln, ld = _send(p_k, p_v, left, C, w, mean, s, BLOCK, True)
         o, n, d = plus(o - BLOCK * w, n, d, lo, ln, ld)
-        lo, ln, ld = _send(p_k, p_v, places, left, C, w, mean, s, BLOCK, False)
+        lo, ln, ld = _send(p_k, p_v, left, C, w, mean, s, BLOCK, False)
         eo, en, ed = put_block(eo, s, lo, BLOCKS), put_block(en, s, ln, BLOCKS), put_block(ed, s, ld, BLOCKS)
     sent = _spread(eo, en, ed, nothing, -BLOCK * w, BLOCKS)[3]
     before = safe_reach((o, n, d), -BLOCK * BLOCKS * w, past, False)
@@ -89,7 +91,7 @@ def _states(
 
 
 @triton.jit
-def _sum(p_k, p_v, places, left, C, w, u, mean, past, future, s, j, BLOCK: tl.constexpr):
+def _sum(p_k, p_v, left, C, w, u, mean, past, future, s, j, BLOCK: tl.constexpr):
     """Return the state that token j of block s sees, its own key and value included."""
     po, pn, pd = past
     fo, fn, fd = future
@@ -97,79 +99,100 @@ def _sum(p_k, p_v, places, left, C, w, u, mean, past, future, s, j, BLOCK: tl.co
     fo -= (BLOCK - 1 - j) * w
     o = tl.maximum(po, fo)
     for i in range(BLOCK):
-        o = tl.maximum(o, exponents(p_k, places, left, C, s * BLOCK + i, w.dtype) + _gap(i, j, w, u))
+        o = tl.maximum(o, exponents(p_k, left, C, s * BLOCK + i, w.dtype) + _gap(i, j, w, u))
     x, y = tl.exp2(po - o), tl.exp2(fo - o)
     n, d = x * pn + y * fn, x * pd + y * fd
     for i in range(BLOCK):
-        x = tl.exp2(exponents(p_k, places, left, C, s * BLOCK + i, w.dtype) + _gap(i, j, w, u) - o)
-        n += x * (row_of(p_v, places, left, C, s * BLOCK + i, w.dtype) - mean)
+        x = tl.exp2(exponents(p_k, left, C, s * BLOCK + i, w.dtype) + _gap(i, j, w, u) - o)
+        n += x * (row_of(p_v, left, C, s * BLOCK + i, w.dtype) - mean)
         d += x
     return o, n, d
 
 
 @triton.jit(noinline=True)
 def safe_forward(
-    p_w, p_u, p_k, p_v, p_y, p_states, T, C, num_spans,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    EVEN: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
+    p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WHOLE: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write y of a program."""
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, EVEN)
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -BLOCK * BLOCKS * CHUNKS * w, SPANS, WIDE)
-    p_k += base
-    p_v += base
-    p_y += base
-    past, fo, fn, fd = _states(p_k, p_v, places, left, C, w, 0.0, past, future, BLOCK, BLOCKS)
+    k, v, y = p_k + base + places, p_v + base + places, p_y + base + places
+    past, fo, fn, fd = _states(k, v, left, C, w, 0.0, past, future, BLOCK, BLOCKS)
+    some = tl.zeros(k.shape, WIDE)
     for s in range(BLOCKS):
         after = (get_block(fo, s, BLOCKS), get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
         for j in range(BLOCK):
-            o, num, den = _sum(p_k, p_v, places, left, C, w, u, 0.0, past, after, s, j, BLOCK)
-            tl.store(p_y + places + (s * BLOCK + j) * C, num / den, mask=s * BLOCK + j < left)
-        o, n, d = _send(p_k, p_v, places, left, C, w, 0.0, s, BLOCK, True)
+            o, num, den = _sum(k, v, left, C, w, u, 0.0, past, after, s, j, BLOCK)
+            put_row(y, left, C, s * BLOCK + j, num / den)
+            some = tl.where(s + j == 0, num / den, some)
+        o, n, d = _send(k, v, left, C, w, 0.0, s, BLOCK, True)
         past = plus(past[0] - BLOCK * w, past[1], past[2], o, n, d)
+    if SPANS == 1:
+        write_mean(p_states, i_b, c, C, some, left)
+
+
+@triton.jit(noinline=True)
+def safe_totals(
+    p_w, p_k, p_v, p_totals, T, num_spans,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WHOLE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write what a span sends on to later tokens and to earlier ones."""
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    left = None if WHOLE else left
+    w = vector_of(p_w, c, C, WIDE) * LOG2E
+    k, v = p_k + base + places, p_v + base + places
+    zero = tl.zeros(k.shape, WIDE)
+    nothing = (zero + NOTHING, zero, zero)
+    later = nothing
+    earlier = nothing
+    for s in range(BLOCKS):
+        o, n, d = _send(k, v, left, C, w, 0.0, s, BLOCK, True)
+        later = plus(later[0] - BLOCK * w, later[1], later[2], o, n, d)
+        o, n, d = _send(k, v, left, C, w, 0.0, s, BLOCK, False)
+        earlier = plus(earlier[0], earlier[1], earlier[2], o - s * BLOCK * w, n, d)
+    write_totals(p_totals, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
+    row = i_b * num_spans + i_s + tl.zeros_like(c)
+    tl.store(p_totals + (row.to(tl.int64) * 7 + 6) * C + c, tl.zeros_like(w), mask=c < C)
 
 
 @triton.jit(noinline=True)
 def safe_backward(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, T, C, num_spans,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    EVEN: tl.constexpr, SPANS: tl.constexpr, TOTALS: tl.constexpr, WIDE: tl.constexpr,
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, T, num_spans,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WHOLE: tl.constexpr, SPANS: tl.constexpr, TOTALS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of a program, or, if TOTALS, the totals of the adjoint states.
 
     keys and outs are (B, T, C) in memory: -log2(den), the key of each token in the adjoint sums, and its out.
     """
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, EVEN)
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
     start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 1 if TOTALS else SPANS, WIDE)
-    p_k += base
-    p_v += base
-    p_g += base
-    p_gk += base
-    p_gv += base
-    p_keys += base
-    p_outs += base
-    if SPANS == 1:
-        mean = highest_with_value(p_k, p_v, places, left, C, BLOCK, BLOCKS, WIDE)[1]
-    else:
-        mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
+    k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
+    gk, gv = p_gk + base + places, p_gv + base + places
+    keys, outs = p_keys + base + places, p_outs + base + places
+    mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
     past = (past[0], past[1] - mean * past[2], past[2])
     future = (future[0], future[1] - mean * future[2], future[2])
-    zero = tl.zeros_like(places).to(w.dtype)
+    zero = tl.zeros(k.shape, w.dtype)
     nothing = (zero + NOTHING, zero, zero)
-    before, fo, fn, fd = _states(p_k, p_v, places, left, C, w, mean, past, future, BLOCK, BLOCKS)
+    before, fo, fn, fd = _states(k, v, left, C, w, mean, past, future, BLOCK, BLOCKS)
     past = before
     for s in range(BLOCKS):
         after = (get_block(fo, s, BLOCKS), get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
         for j in range(BLOCK):
-            o, num, den = _sum(p_k, p_v, places, left, C, w, u, mean, past, after, s, j, BLOCK)
-            here = s * BLOCK + j < left
-            tl.store(p_keys + places + (s * BLOCK + j) * C, -o - tl.log2(den), mask=here)
-            tl.store(p_outs + places + (s * BLOCK + j) * C, num / den, mask=here)
-        o, n, d = _send(p_k, p_v, places, left, C, w, mean, s, BLOCK, True)
+            o, num, den = _sum(k, v, left, C, w, u, mean, past, after, s, j, BLOCK)
+            put_row(keys, left, C, s * BLOCK + j, -o - tl.log2(den))
+            put_row(outs, left, C, s * BLOCK + j, num / den)
+        o, n, d = _send(k, v, left, C, w, mean, s, BLOCK, True)
         past = plus(past[0] - BLOCK * w, past[1], past[2], o, n, d)
     tl.debug_barrier()  # what one thread has stored another may load
     later = nothing
@@ -179,9 +202,9 @@ def safe_backward(
         empty_blocks(zero, 0.0, BLOCKS),
     )
     for s in range(BLOCKS):
-        sent = _send_adjoint(p_g, p_keys, p_outs, places, left, C, w, s, BLOCK, True)[0]
+        sent = _send_adjoint(g, keys, outs, left, C, w, s, BLOCK, True)[0]
         later = plus(later[0] - BLOCK * w, later[1], later[2], sent[0], sent[1], sent[2])
-        sent = _send_adjoint(p_g, p_keys, p_outs, places, left, C, w, s, BLOCK, False)[0]
+        sent = _send_adjoint(g, keys, outs, left, C, w, s, BLOCK, False)[0]
         eo, er, eq = (
             put_block(eo, s, sent[0], BLOCKS),
             put_block(er, s, sent[1], BLOCKS),
@@ -199,20 +222,19 @@ def safe_backward(
         for s in range(BLOCKS):
             after = (get_block(fo, s, BLOCKS), get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
             enters = (get_block(ro, s, BLOCKS), get_block(rr, s, BLOCKS), get_block(rq, s, BLOCKS))
-            on, on_w = _send_adjoint(p_g, p_keys, p_outs, places, left, C, w, s, BLOCK, True)
-            back, back_w = _send_adjoint(p_g, p_keys, p_outs, places, left, C, w, s, BLOCK, False)
+            on, on_w = _send_adjoint(g, keys, outs, left, C, w, s, BLOCK, True)
+            back, back_w = _send_adjoint(g, keys, outs, left, C, w, s, BLOCK, False)
             gw += _between(from_past, after, on[0], on_w, w, BLOCK)
             gw += _between(enters, past, back[0], back_w, w, BLOCK)
             for i in range(BLOCK):
-                here = s * BLOCK + i < left
                 by_k, by_v, by_w, by_u = _gradient(
-                    p_k, p_v, p_g, p_keys, p_outs, places, left, C, w, u, mean, from_past, enters, s, i, BLOCK
+                    k, v, g, keys, outs, left, C, w, u, mean, from_past, enters, s, i, BLOCK
                 )  # fmt: skip
-                tl.store(p_gk + places + (s * BLOCK + i) * C, by_k, mask=here)
-                tl.store(p_gv + places + (s * BLOCK + i) * C, by_v, mask=here)
-                gw += tl.where(here, by_w, 0.0)
-                gu += tl.where(here, by_u, 0.0)
-            o, n, d = _send(p_k, p_v, places, left, C, w, mean, s, BLOCK, True)
+                put_row(gk, left, C, s * BLOCK + i, by_k)
+                put_row(gv, left, C, s * BLOCK + i, by_v)
+                gw += where_there(left, s * BLOCK + i, by_w, 0.0)
+                gu += where_there(left, s * BLOCK + i, by_u, 0.0)
+            o, n, d = _send(k, v, left, C, w, mean, s, BLOCK, True)
             past = plus(past[0] - BLOCK * w, past[1], past[2], o, n, d)
             from_past = plus(from_past[0] - BLOCK * w, from_past[1], from_past[2], on[0], on[1], on[2])
         store_sums(p_parts, i_b, i_s, num_spans, c, C, gw, gu)
@@ -220,20 +242,20 @@ def safe_backward(
 
 @triton.jit
 def _send_adjoint(
-    p_g, p_keys, p_outs, places, left, C, w, s, BLOCK: tl.constexpr, LATER: tl.constexpr
+    p_g, p_keys, p_outs, left, C, w, s, BLOCK: tl.constexpr, LATER: tl.constexpr
 ):  # fmt: skip
     """Return the adjoint state (exponent, r, q) that block s sends, and the derivatives of r and q by w."""
-    o = tl.zeros_like(places).to(w.dtype) + NOTHING
+    o = tl.zeros(p_keys.shape, w.dtype) + NOTHING
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        o = tl.maximum(o, key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype) - gap * w)
+        o = tl.maximum(o, key_of(p_keys, left, C, s * BLOCK + j, w.dtype) - gap * w)
     r, q = tl.zeros_like(o), tl.zeros_like(o)
     r_w, q_w = tl.zeros_like(o), tl.zeros_like(o)
     for j in range(BLOCK):
         gap = BLOCK - 1 - j if LATER else j
-        x = tl.exp2(key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype) - gap * w - o)
-        x *= row_of(p_g, places, left, C, s * BLOCK + j, w.dtype)
-        y = x * row_of(p_outs, places, left, C, s * BLOCK + j, w.dtype)
+        x = tl.exp2(key_of(p_keys, left, C, s * BLOCK + j, w.dtype) - gap * w - o)
+        x *= row_of(p_g, left, C, s * BLOCK + j, w.dtype)
+        y = x * row_of(p_outs, left, C, s * BLOCK + j, w.dtype)
         r += x
         q += y
         r_w -= gap * x
@@ -253,11 +275,11 @@ def _between(adjoint, pairs, o_w, by_w, w, BLOCK: tl.constexpr):
 
 @triton.jit
 def _gradient(
-    p_k, p_v, p_g, p_keys, p_outs, places, left, C, w, u, mean, before, after, s, i, BLOCK: tl.constexpr
+    p_k, p_v, p_g, p_keys, p_outs, left, C, w, u, mean, before, after, s, i, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Return of token i of block s: gk, gv and what it adds to gw and gu."""
-    k = exponents(p_k, places, left, C, s * BLOCK + i, w.dtype)
-    v = row_of(p_v, places, left, C, s * BLOCK + i, w.dtype) - mean
+    k = exponents(p_k, left, C, s * BLOCK + i, w.dtype)
+    v = row_of(p_v, left, C, s * BLOCK + i, w.dtype) - mean
     o, r, q = before
     x = tl.exp2(k - i * w + o)
     by_v, by_k = x * r, x * (v * r - q)
@@ -270,9 +292,9 @@ def _gradient(
     by_w -= (BLOCK - 1 - i) * apart
     by_u = tl.zeros_like(by_v)
     for j in range(BLOCK):
-        e = k + _gap(i, j, w, u) + key_of(p_keys, places, left, C, s * BLOCK + j, w.dtype)
-        x = tl.exp2(e) * row_of(p_g, places, left, C, s * BLOCK + j, w.dtype)
-        apart = x * (v - row_of(p_outs, places, left, C, s * BLOCK + j, w.dtype))
+        e = k + _gap(i, j, w, u) + key_of(p_keys, left, C, s * BLOCK + j, w.dtype)
+        x = tl.exp2(e) * row_of(p_g, left, C, s * BLOCK + j, w.dtype)
+        apart = x * (v - row_of(p_outs, left, C, s * BLOCK + j, w.dtype))
         by_v += x
         by_k += apart
         by_w -= tl.where(i == j, 0, tl.abs(i - j) - 1) * apart

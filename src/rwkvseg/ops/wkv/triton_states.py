@@ -4,10 +4,11 @@ A lane is one chunk of consecutive tokens of one channel; a program holds a tile
 chunks (a span of tokens) times CHANNELS channels, and goes through the tokens of all its lanes at once, by
 BLOCKS blocks of BLOCK tokens. Exponents are to base 2. In a kernel `_` is a variable like any other.
 
-    p_      pointer; `places`: offsets of each lane's first token from it; `left`: tokens from there on
+    p_      pointer to a tensor; k, v, ...: pointers to each lane's first token; `left`: tokens from there on
     state   (o, n, d): a sum of values n and of weights d, both times 2^o
     sent    what a block, chunk or span sends on, to later tokens and to earlier ones
-    states  of the spans in memory, (B, spans, 7, C): one for each of the two directions, then a mean value
+    states  of the spans in memory, (B, spans, 7, C): one for each of the two directions, then a mean value;
+            where there is one span (B, 1, 1, C), only that
 """
 
 import torch
@@ -21,11 +22,11 @@ NOTHING = tl.constexpr(-3.0e38)  # exponent of a sum without terms; -inf less it
 
 @triton.jit
 def place(
-    T, C, num_spans, LENGTH: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr, EVEN: tl.constexpr
+    T, C, num_spans, LENGTH: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """Return batch, span, channels (1, CHANNELS), and offset of the span in k.
+    """Return batch, span, channels (1, CHANNELS), offset of the span in k, of each lane's first token in it.
 
-    Then, in it, the offset of each lane's first token, and how many tokens are left from there.
+    Then how many tokens are left from there. Where all programs are whole, kernels put None for that.
     """
     num_tiles = tl.cdiv(C, CHANNELS)
     i_c = tl.program_id(0) % num_tiles
@@ -35,9 +36,7 @@ def place(
     chunk = tl.arange(0, CHUNKS)[:, None]
     start = i_s * (CHUNKS * LENGTH)
     base = (i_b.to(tl.int64) * T + start) * C
-    left = T - start - chunk * LENGTH
-    if not EVEN:
-        left = tl.where(c < C, left, 0)
+    left = tl.where(c < C, T - start - chunk * LENGTH, 0)
     return i_b, i_s, c, base, chunk * (LENGTH * C) + c, left
 
 
@@ -48,21 +47,44 @@ def vector_of(p, c, C, WIDE: tl.constexpr):
 
 
 @triton.jit
-def row_of(p, places, left, C, j, WIDE: tl.constexpr):
+def rows_after(p, C, tokens):
+    """Return pointers to the tokens that follow so many."""
+    return p + tokens * C
+
+
+@triton.jit
+def where_there(left, j, x, other):
+    """Return x of the lanes that have a token j, and another number of the rest."""
+    return x if left is None else tl.where(j < left, x, other)
+
+
+@triton.jit
+def row_of(p, left, C, j, WIDE: tl.constexpr):
     """Return token j of every lane, 0 where there is none."""
-    return tl.load(p + places + j * C, mask=j < left, other=0.0).to(WIDE)
+    x = tl.load(p + j * C) if left is None else tl.load(p + j * C, mask=j < left, other=0.0)
+    return x.to(WIDE)
 
 
 @triton.jit
-def key_of(p_k, places, left, C, j, WIDE: tl.constexpr):
+def key_of(p_k, left, C, j, WIDE: tl.constexpr):
     """Return the key of token j of every lane; -inf where there is none."""
-    return tl.load(p_k + places + j * C, mask=j < left, other=float("-inf")).to(WIDE)
+    x = tl.load(p_k + j * C) if left is None else tl.load(p_k + j * C, mask=j < left, other=float("-inf"))
+    return x.to(WIDE)
 
 
 @triton.jit
-def exponents(p_k, places, left, C, j, WIDE: tl.constexpr):
-    """Return the same to base 2."""
-    return key_of(p_k, places, left, C, j, WIDE) * LOG2E
+def put_row(p, left, C, j, x):
+    """Write token j of every lane that has it."""
+    if left is None:
+        tl.store(p + j * C, x)
+    else:
+        tl.store(p + j * C, x, mask=j < left)
+
+
+@triton.jit
+def exponents(p_k, left, C, j, WIDE: tl.constexpr):
+    """Return the key of token j to base 2."""
+    return key_of(p_k, left, C, j, WIDE) * LOG2E
 
 
 @triton.jit
@@ -204,9 +226,26 @@ def enter(p, i_b, i_s, num_spans, c, C, decay, SPANS: tl.constexpr, WIDE: tl.con
 
 
 @triton.jit
+def write_mean(p, i_b, c, C, some, left):
+    """Write the mean of some outputs, one of each lane: what `mean_value` reads where there is one span."""
+    if left is None:
+        mean = tl.sum(some, 0)[None, :] / some.shape[0]
+    else:
+        there = (left > 0).to(some.dtype)
+        mean = tl.sum(tl.where(left > 0, some, 0.0), 0)[None, :] / tl.sum(there, 0)[None, :]
+    tl.store(p + i_b * C + c, mean, mask=c < C)
+
+
+@triton.jit
 def mean_value(p, i_b, i_s, num_spans, c, C, SPANS: tl.constexpr, WIDE: tl.constexpr):
-    """Return a weighted mean of the values, the same for every span of an image and channel."""
-    if SPANS == 0:
+    """Return a weighted mean of the values, the same for every span of an image and channel.
+
+    Gradients do not feel this number taken off all values, their rounding does: where one key outweighs the
+    others, or v is far from zero, gk is a small difference of large numbers.
+    """
+    if SPANS == 1:
+        mean = tl.load(p + i_b * C + c, mask=c < C, other=0.0).to(WIDE)
+    elif SPANS == 0:
         row = (i_b * num_spans + i_s).to(tl.int64) * 7 + 6
         mean = tl.load(p + row * C + c, mask=c < C, other=0.0).to(WIDE)
     else:
