@@ -41,14 +41,15 @@ def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     must have the same ones: their states are kept per span. The choice was measured on an H200
     (benchmarks/tune_bi_wkv.py).
     """
-    if num_tokens > 1024:
-        return Tiling(8, 4, 16, 16, 4) if backward else Tiling(8, 4, 16, 32, 8)
-    if 512 < num_tokens <= 896 and itemsize > 2 and not backward:
-        return Tiling(7, 4, 32, 16, 8, 128)
-    # maps of 8 x 8, 14 x 14, 16 x 16, 28 x 28, 32 x 32 fit well: the networks' own at 256, 224, 512
-    sizes = ((8, 1, 4), (8, 1, 8), (8, 1, 16), (7, 2, 16), (8, 2, 16), (8, 4, 16), (7, 7, 16), (8, 8, 16))
-    block, blocks, chunks = next(size for size in sizes if num_tokens <= math.prod(size))
-    return Tiling(block, blocks, chunks, 16, 8 if blocks > 2 and (backward or itemsize > 2) else 4, 128)
+    # maps of 8 x 8, 14 x 14, 16 x 16, 28 x 28, 32 x 32 fit exactly: the networks' own at 256, 224, 512
+    sizes = ((8, 1, 4), (8, 2, 4), (8, 2, 8), (7, 7, 4), (8, 8, 4), (8, 4, 16), (7, 7, 16), (8, 8, 16))
+    block, blocks, chunks = next((size for size in sizes if num_tokens <= math.prod(size)), sizes[-1])
+    warps = chunks // 2
+    if backward:
+        return Tiling(block, blocks, chunks, 16, warps, 128 if itemsize < 8 else None)
+    if itemsize == 2:  # two channels fill a load
+        return Tiling(block, blocks, chunks, 32, warps, 128)
+    return Tiling(block, blocks, chunks, 16, warps, 80 if itemsize < 8 else None)
 
 
 class _Plan:

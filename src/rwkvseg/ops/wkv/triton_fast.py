@@ -10,15 +10,11 @@ import triton.language as tl
 
 from rwkvseg.ops.wkv.triton_states import (
     LOG2E,
-    empty_blocks,
-    exponents,
-    get_block,
-    key_of,
-    put_block,
+    push_last,
     put_row,
-    reach,
-    row_of,
     rows_after,
+    same_rows,
+    stored_row,
     where_there,
 )
 
@@ -35,21 +31,36 @@ def reciprocal(x):
 
 
 @triton.jit
-def reference(p_k, left, C, past, future, ok, WIDE: tl.constexpr):
-    """Return an exponent for each channel (1, CHANNELS) about as large as the largest; 0 of no channel."""
-    high = tl.max(key_of(p_k, left, C, 0, WIDE), 0)[None, :] * LOG2E
-    return tl.where(ok, tl.maximum(tl.maximum(high, past[0]), future[0]), 0.0)
+def reference(p_k, C, i_s, T, SPAN: tl.constexpr, past, future, ok, WIDE: tl.constexpr):
+    """Return an exponent for each channel (1, CHANNELS) not far from the largest; 0 of no channel.
+
+    p_k: keys of the span's first token. A few are looked at, the same by all threads: no exchange, no wait.
+    """
+    top = tl.maximum(past[0], future[0])
+    for part in tl.static_range(4):
+        token = tl.minimum(part * (SPAN // 4) + SPAN // 8, T - 1 - i_s * SPAN)
+        top = tl.maximum(top, tl.load(p_k + token * C, mask=ok, other=0.0).to(WIDE) * LOG2E)
+    return tl.where(ok, top, 0.0)
 
 
 @triton.jit
-def pairs(p_k, p_v, left, C, top, mean, s, BLOCK: tl.constexpr):
-    """Return (n, d) of the tokens of block s, two tuples: d = exp(k - reference), n = d (v - mean)."""
-    p_k, p_v = rows_after(p_k, C, s * BLOCK), rows_after(p_v, C, s * BLOCK)
+def read_rows(p, left, C, s, BLOCK: tl.constexpr, fill):
+    """Return the tokens of block s as they are stored, a tuple."""
+    p = rows_after(p, C, s * BLOCK)
     left = None if left is None else left - s * BLOCK
+    rows = ()
+    for j in tl.static_range(BLOCK):
+        rows += (stored_row(p, left, C, j, fill),)
+    return rows
+
+
+@triton.jit
+def weigh(keys, values, top, mean, BLOCK: tl.constexpr):
+    """Return (n, d) of the tokens of a block, two tuples: d = exp(k - reference), n = d (v - mean)."""
     n, d = (), ()
     for j in tl.static_range(BLOCK):
-        x = tl.exp2(exponents(p_k, left, C, j, top.dtype) - top)
-        n += (x * (row_of(p_v, left, C, j, top.dtype) - mean),)
+        x = tl.exp2(keys[j].to(top.dtype) * LOG2E - top)
+        n += (x * (values[j].to(top.dtype) - mean),)
         d += (x,)
     return n, d
 
@@ -66,109 +77,94 @@ def send(n, d, lam, BLOCK: tl.constexpr):
 
 @triton.jit
 def futures(n, d, fn, fd, lam, BLOCK: tl.constexpr):
-    """Return what reaches every token of a block from later ones, two tuples; (fn, fd): what enters it."""
+    """Return what reaches every token of a block from later ones, two tuples, and what leaves it.
+
+    (fn, fd): what enters the block from there.
+    """
     rows_n, rows_d = (), ()
     for j in tl.static_range(BLOCK - 1, -1, -1):
         rows_n, rows_d = (fn,) + rows_n, (fd,) + rows_d
         fn, fd = fn * lam + n[j], fd * lam + d[j]
-    return rows_n, rows_d
-
-
-@triton.jit
-def spread(en, ed, fn, fd, far, BLOCKS: tl.constexpr):
-    """Return what enters every block from later ones, two tuples, and what leaves the first.
-
-    en, ed: what each sends to earlier ones; (fn, fd): what enters the last; far: decay of a block.
-    """
-    rows_n, rows_d = (), ()
-    for s in tl.static_range(BLOCKS - 1, -1, -1):
-        rows_n, rows_d = (fn,) + rows_n, (fd,) + rows_d
-        fn, fd = fn * far + en[s], fd * far + ed[s]
     return rows_n, rows_d, fn, fd
 
 
 @triton.jit
 def fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    """Return what each lane sends to later ones, and what each of its blocks sends to earlier ones."""
+    """Go through the blocks: return what each lane sends to later ones and to earlier ones.
+
+    Then what reaches its blocks from earlier tokens of it, two tuples, and keys and values of its last block.
+    """
     lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
     zero = tl.zeros(p_k.shape, w.dtype)
-    ln, ld = zero, zero
-    en, ed = empty_blocks(zero, 0.0, BLOCKS), empty_blocks(zero, 0.0, BLOCKS)
+    ln, ld, en, ed, power = zero, zero, zero, zero, zero + 1.0
+    pns, pds = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    keys, values = read_rows(p_k, left, C, 0, BLOCK, float("-inf")), read_rows(p_v, left, C, 0, BLOCK, 0.0)
     for s in range(BLOCKS):
-        n, d = pairs(p_k, p_v, left, C, top, mean, s, BLOCK)
+        ahead = tl.minimum(s + 1, BLOCKS - 1)
+        next_keys = read_rows(p_k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(p_v, left, C, ahead, BLOCK, 0.0)
+        n, d = weigh(keys, values, top, mean, BLOCK)
+        pns, pds = push_last(pns, ln, BLOCKS), push_last(pds, ld, BLOCKS)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
-        en, ed = put_block(en, s, earlier_n, BLOCKS), put_block(ed, s, earlier_d, BLOCKS)
-    return ln, ld, en, ed
+        en, ed = en + power * earlier_n, ed + power * earlier_d
+        power *= far
+        keys, values = next_keys, next_values
+    return ln, ld, en, ed, pns, pds, keys, values
 
 
 @triton.jit
-def fast_states(
-    p_k, p_v, left, C, w, top, mean, past, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
-):  # fmt: skip
-    """Return what enters each lane from the past, and each of its blocks from the future."""
-    ln, ld, en, ed = fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK, BLOCKS)
-    return fast_enter(
-        ln, ld, en, ed, w, tl.exp2(past[0] - top), past, tl.exp2(future[0] - top), future, BLOCK, BLOCKS
-    )
-
-
-@triton.jit
-def fast_enter(
-    ln, ld, en, ed, w, x, past, y, future, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
-):  # fmt: skip
-    """The same from what lanes and blocks send; past and future, times x and y, enter the program."""
-    decay, far = tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(-BLOCK * w)
-    zero = tl.zeros_like(ln)
-    sent = spread(en, ed, zero, zero, far, BLOCKS)
-    pn, pd = reach(ln, ld, decay, x * past[1], x * past[2], False)
-    fn, fd = reach(sent[2], sent[3], decay, y * future[1], y * future[2], True)
-    fn, fd = spread(en, ed, fn, fd, far, BLOCKS)[:2]
-    return pn, pd, fn, fd
+def add_entering(rows_n, rows_d, n, d, far, BLOCKS: tl.constexpr, REVERSE: tl.constexpr):
+    """Return what reaches each block when (n, d) enters the first, or the last if REVERSE; two tuples."""
+    new_n, new_d = (), ()
+    for i in tl.static_range(BLOCKS):
+        if REVERSE:
+            new_n = (rows_n[BLOCKS - 1 - i] + n,) + new_n
+            new_d = (rows_d[BLOCKS - 1 - i] + d,) + new_d
+        else:
+            new_n, new_d = new_n + (rows_n[i] + n,), new_d + (rows_d[i] + d,)
+        n, d = n * far, d * far
+    return new_n, new_d
 
 
 @triton.jit
 def unfit(least, greatest, w, u, ok, SPAN, LIMIT: tl.constexpr):
-    """Return whether the reference does not suit the denominators of the tile, of which each lane has two.
+    """Return whether the reference does not suit a denominator; least, greatest: of each lane.
 
     Two terms of a sum may lie 2^LIMIT apart: by their keys, which the denominators show, by the bonus, and by
-    a decay that grows with distance. Above the reference there is half of that: squares occur.
+    a decay that grows with distance. Above the reference less will do: there squares must not overflow.
     """
     grown = tl.maximum(-w, 0.0) * SPAN + tl.abs(u)
     enough = tl.where(grown < LIMIT, tl.exp2(grown - LIMIT), float("inf"))
-    least, greatest = tl.min(least, 0)[None, :], tl.max(greatest, 0)[None, :]
-    fit = (least > enough) & (greatest < tl.exp2(tl.zeros_like(w) + 0.5 * LIMIT))
-    small = tl.where(ok & ~fit, 1, 0)
-    return tl.max(tl.max(small, 1), 0) > 0
+    most = tl.exp2(tl.zeros_like(w) + (0.5 * LIMIT + 14))
+    bad = tl.where(ok & ~((least > enough) & (greatest < most)), 1, 0)
+    return tl.max(tl.max(bad, 1), 0) > 0
 
 
 @triton.jit
 def adjoint_pairs(
-    p_g, left, C, n, d, past, future, least, greatest, bonus, lam, s, BLOCK: tl.constexpr
+    rows_g, left, n, d, past, fn, fd, least, greatest, bonus, lam, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Return of the tokens of block s: h = g / den, q = h num / den, two tuples.
+    """Return of the tokens of a block: h = g / den, q = h num / den, two tuples.
 
-    Then what the past is after the block, and the least and the greatest denominator so far.
+    Then the least and the greatest denominator so far. fn, fd: what reaches the tokens from later ones.
     """
-    p_g = rows_after(p_g, C, s * BLOCK)
-    left = None if left is None else left - s * BLOCK
     pn, pd = past
-    fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)
     hs, qs = (), ()
     for j in tl.static_range(BLOCK):
         total = where_there(left, j, pd + fd[j] + bonus * d[j], 1.0)
         least, greatest = tl.minimum(least, total), tl.maximum(greatest, total)
         inverse = reciprocal(total)
-        h = row_of(p_g, left, C, j, lam.dtype) * inverse
+        h = rows_g[j].to(lam.dtype) * inverse
         hs += (h,)
         qs += (h * ((pn + fn[j] + bonus * n[j]) * inverse),)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
-    return hs, qs, pn, pd, least, greatest
+    return hs, qs, least, greatest
 
 
 @triton.jit
 def _block_gradients(
-    p_g, p_gk, p_gv, left, C, n, d, past, future, on, back, bonus, lam, BLOCK: tl.constexpr
+    rows_g, p_gk, p_gv, left, C, n, d, past, future, on, back, bonus, lam, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Write gk and gv of a block from the states that enter it on both sides; on, back: the adjoint ones.
 
@@ -178,17 +174,18 @@ def _block_gradients(
     """
     pn, pd = past
     r, rq = on
-    fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)
+    fn, fd = futures(n, d, future[0], future[1], lam, BLOCK)[:2]
     gw, gu = tl.zeros_like(pn), tl.zeros_like(pn)
     hs, qs, by_k, by_v, pns, pds = (), (), (), (), (), ()
     for j in tl.static_range(BLOCK):
         num, den = pn + fn[j], pd + fd[j]
         inverse = reciprocal(where_there(left, j, den + bonus * d[j], 1.0))
-        h = row_of(p_g, left, C, j, lam.dtype) * inverse
+        h = rows_g[j].to(lam.dtype) * inverse
         q = h * ((num + bonus * n[j]) * inverse)
         own = h * (den * n[j] - num * d[j]) * (bonus * inverse)
         gu += own
-        gw += r * fn[j] - rq * fd[j]
+        gw += r * fn[j]
+        gw -= rq * fd[j]
         hs += (h,)
         qs += (q,)
         by_k += (own + (n[j] * r - d[j] * rq),)
@@ -202,31 +199,38 @@ def _block_gradients(
     for j in tl.static_range(BLOCK - 1, -1, -1):
         put_row(p_gk, left, C, j, by_k[j] + (n[j] * r - d[j] * rq))
         put_row(p_gv, left, C, j, d[j] * (by_v[j] + r))
-        gw += r * pns[j] - rq * pds[j]
+        gw += r * pns[j]
+        gw -= rq * pds[j]
         r, rq = r * lam + hs[j], rq * lam + qs[j]
     return (pn, pd), on, gw, gu
 
 
 @triton.jit
 def fast_gradients(
-    p_k, p_v, p_g, p_gk, p_gv, left, C, w, bonus, top, mean,
-    pn, pd, fn, fd, pr, pq, fr, fq, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    p_k, p_v, p_g, p_gk, p_gv, keys, values, rows_g, left, C, w, bonus, top, mean,
+    past, fns, fds, on, frs, fqs, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write gk and gv, return each lane's part of gw and gu.
 
-    (pn, pd) and (pr, pq) enter the lane from the past, (fn, fd) and (fr, fq) its blocks from the future.
+    past, on: what enters the lane, (fns, fds) and (frs, fqs) its blocks from the future; keys, values,
+    rows_g: of the first block.
     """
     lam = tl.exp2(-w)
-    gw, gu = tl.zeros_like(pn), tl.zeros_like(pn)
-    past, on = (pn, pd), (pr, pq)
+    gw, gu = tl.zeros_like(past[0]), tl.zeros_like(past[0])
     for s in range(BLOCKS):
-        n, d = pairs(p_k, p_v, left, C, top, mean, s, BLOCK)
-        future = (get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
-        back = (get_block(fr, s, BLOCKS), get_block(fq, s, BLOCKS))
+        ahead = tl.minimum(s + 1, BLOCKS - 1)
+        next_keys = read_rows(p_k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(p_v, left, C, ahead, BLOCK, 0.0)
+        next_g = read_rows(p_g, left, C, ahead, BLOCK, 0.0)
+        n, d = weigh(keys, values, top, mean, BLOCK)
+        future, back = (fns[0], fds[0]), (frs[0], fqs[0])
+        fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
+        frs, fqs = push_last(frs, frs[0], BLOCKS), push_last(fqs, fqs[0], BLOCKS)
         past, on, by_w, by_u = _block_gradients(
-            rows_after(p_g, C, s * BLOCK), rows_after(p_gk, C, s * BLOCK), rows_after(p_gv, C, s * BLOCK),
+            rows_g, rows_after(p_gk, C, s * BLOCK), rows_after(p_gv, C, s * BLOCK),
             None if left is None else left - s * BLOCK, C, n, d, past, future, on, back, bonus, lam, BLOCK,
         )  # fmt: skip
         gw += by_w
         gu += by_u
+        keys, values, rows_g = next_keys, next_values, next_g
     return -lam * gw, gu

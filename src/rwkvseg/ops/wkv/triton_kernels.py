@@ -4,35 +4,35 @@ import triton
 import triton.language as tl
 
 from rwkvseg.ops.wkv.triton_fast import (
+    add_entering,
     adjoint_pairs,
-    fast_enter,
     fast_gradients,
-    fast_states,
     fast_totals,
     futures,
-    pairs,
+    read_rows,
     reciprocal,
     reference,
     send,
-    spread,
     unfit,
+    weigh,
 )
 from rwkvseg.ops.wkv.triton_safe import safe_backward, safe_forward, safe_totals
 from rwkvseg.ops.wkv.triton_states import (
     LOG2E,
     NOTHING,
     add_rows,
-    empty_blocks,
+    column_sum,
     enter,
-    get_block,
     mean_value,
     place,
     plus,
-    put_block,
+    push_first,
     put_row,
+    reach,
     read_state,
     rows_after,
     safe_reach,
+    same_rows,
     store_sums,
     vector_of,
     where_there,
@@ -55,14 +55,25 @@ def bi_wkv_totals_kernel(
     w = vector_of(p_w, c, C, WIDE) * LOG2E
     k, v = p_k + base + places, p_v + base + places
     nothing = (tl.zeros_like(w) + NOTHING, 0.0, 0.0)
-    top = reference(k, left, C, nothing, nothing, ok, WIDE)
-    ln, ld, en, ed = fast_totals(k, v, left, C, w, top, 0.0, BLOCK, BLOCKS)
-    zero = tl.zeros_like(ln)
-    sent = spread(en, ed, zero, zero, tl.exp2(-BLOCK * w), BLOCKS)
-    chunk, decay = tl.arange(0, CHUNKS)[:, None].to(WIDE), -BLOCK * BLOCKS * w
-    x, y = tl.exp2((CHUNKS - 1 - chunk) * decay), tl.exp2(chunk * decay)
-    ln, ld = tl.sum(x * ln, 0)[None, :], tl.sum(x * ld, 0)[None, :]
-    en, ed = tl.sum(y * sent[2], 0)[None, :], tl.sum(y * sent[3], 0)[None, :]
+    top = reference(p_k + base + c, C, i_s, T, BLOCK * BLOCKS * CHUNKS, nothing, nothing, ok, WIDE)
+    zero = tl.zeros(k.shape, WIDE)
+    chunk = tl.arange(0, CHUNKS)[:, None]
+    # decay to the last token of the span, and to its first, from each lane's token at hand
+    to_end = ((CHUNKS - chunk) * (BLOCK * BLOCKS) - 1).to(WIDE) * w
+    to_start = (chunk * (BLOCK * BLOCKS)).to(WIDE) * w
+    ln, ld, en, ed = zero, zero, zero, zero
+    keys, values = read_rows(k, left, C, 0, BLOCK, float("-inf")), read_rows(v, left, C, 0, BLOCK, 0.0)
+    for s in range(BLOCKS):
+        ahead = tl.minimum(s + 1, BLOCKS - 1)
+        next_keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+        for j in tl.static_range(BLOCK):
+            e, value = keys[j].to(WIDE) * LOG2E - top, values[j].to(WIDE)
+            x, y = tl.exp2(e - (to_end - j * w)), tl.exp2(e - (to_start + j * w))
+            ln, ld, en, ed = ln + x * value, ld + x, en + y * value, ed + y
+        to_end, to_start = to_end - BLOCK * w, to_start + BLOCK * w
+        keys, values = next_keys, next_values
+    ln, ld, en, ed = column_sum(ln), column_sum(ld), column_sum(en), column_sum(ed)
     if unfit(tl.minimum(ld, ed), tl.maximum(ld, ed), w, zero, ok, BLOCK * BLOCKS * CHUNKS, LIMIT):
         safe_totals(p_w, p_k, p_v, p_totals, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, WIDE)
     else:
@@ -123,15 +134,25 @@ def bi_wkv_fwd_kernel(
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
-    k, v, y = p_k + base + places, p_v + base + places, p_y + base + places
-    top = reference(k, left, C, past, future, c < C, WIDE)
-    pn, pd, fn, fd = fast_states(k, v, left, C, w, top, 0.0, past, future, BLOCK, BLOCKS)
-    lam, bonus = tl.exp2(-w), tl.exp2(u)
+    k, v, p_out = p_k + base + places, p_v + base + places, p_y + base + places
+    top = reference(p_k + base + c, C, i_s, T, span, past, future, c < C, WIDE)
+    ln, ld, en, ed, pns, pds, keys, values = fast_totals(k, v, left, C, w, top, 0.0, BLOCK, BLOCKS)
+    lam, far, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
+    x, y = tl.exp2(past[0] - top), tl.exp2(future[0] - top)
+    pn, pd = reach(ln, ld, decay, x * past[1], x * past[2], False)
+    fn, fd = reach(en, ed, decay, y * future[1], y * future[2], True)
+    pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     least, greatest, some = tl.zeros_like(pd) + float("inf"), tl.zeros_like(pd), tl.zeros_like(pd)
-    for s in range(BLOCKS):
-        n, d = pairs(k, v, left, C, top, 0.0, s, BLOCK)
-        from_n, from_d = futures(n, d, get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS), lam, BLOCK)
-        rows = rows_after(y, C, s * BLOCK)
+    for i in range(BLOCKS):  # from the last block back: what was read last is nearest
+        s = BLOCKS - 1 - i
+        ahead = tl.maximum(s - 1, 0)
+        next_keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+        n, d = weigh(keys, values, top, 0.0, BLOCK)
+        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
+        pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
+        pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
+        rows = rows_after(p_out, C, s * BLOCK)
         here = None if left is None else left - s * BLOCK
         for j in tl.static_range(BLOCK):
             den = where_there(here, j, pd + from_d[j] + bonus * d[j], 1.0)
@@ -139,8 +160,9 @@ def bi_wkv_fwd_kernel(
             out = (pn + from_n[j] + bonus * n[j]) * reciprocal(den)
             put_row(rows, here, C, j, out)
             if j == 0:
-                some = tl.where(s == 0, out, some)
+                some = out
             pn, pd = pn * lam + n[j], pd * lam + d[j]
+        keys, values = next_keys, next_values
     if unfit(least, greatest, w, u, c < C, span, LIMIT):
         safe_forward(
             p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
@@ -168,39 +190,55 @@ def bi_wkv_bwd_kernel(
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
     k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
     mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
-    top = reference(k, left, C, past, future, ok, WIDE)
+    top = reference(p_k + base + c, C, i_s, T, span, past, future, ok, WIDE)
     past = (past[0], past[1] - mean * past[2], past[2])
     future = (future[0], future[1] - mean * future[2], future[2])
     start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 1 if TOTALS else SPANS, WIDE)
-    lam, far, bonus = tl.exp2(-w), tl.exp2(-BLOCK * w), tl.exp2(u)
-    pn, pd, fn, fd = fast_states(k, v, left, C, w, top, mean, past, future, BLOCK, BLOCKS)
-    an, ad = pn, pd
+    lam, far, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
+    ln, ld, en, ed, pns, pds, keys, values = fast_totals(k, v, left, C, w, top, mean, BLOCK, BLOCKS)
+    x, y = tl.exp2(past[0] - top), tl.exp2(future[0] - top)
+    pn, pd = reach(ln, ld, decay, x * past[1], x * past[2], False)
+    fn, fd = reach(en, ed, decay, y * future[1], y * future[2], True)
+    pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     zero = tl.zeros_like(pn)
     least, greatest = zero + float("inf"), zero
-    lr, lq, er, eq = zero, zero, empty_blocks(zero, 0.0, BLOCKS), empty_blocks(zero, 0.0, BLOCKS)
-    for s in range(BLOCKS):
-        n, d = pairs(k, v, left, C, top, mean, s, BLOCK)
-        enters = (get_block(fn, s, BLOCKS), get_block(fd, s, BLOCKS))
-        h, q, an, ad, least, greatest = adjoint_pairs(
-            g, left, C, n, d, (an, ad), enters, least, greatest, bonus, lam, s, BLOCK
+    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
+    ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    rows_g = read_rows(g, left, C, BLOCKS - 1, BLOCK, 0.0)
+    for i in range(BLOCKS):  # from the last block back: what was read last is nearest
+        s = BLOCKS - 1 - i
+        n, d = weigh(keys, values, top, mean, BLOCK)
+        before = (pns[BLOCKS - 1], pds[BLOCKS - 1])
+        pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
+        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
+        here = None if left is None else left - s * BLOCK
+        h, q, least, greatest = adjoint_pairs(
+            rows_g, here, n, d, before, from_n, from_d, least, greatest, bonus, lam, BLOCK
         )  # fmt: skip
+        ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
         later_r, later_q, earlier_r, earlier_q = send(h, q, lam, BLOCK)
-        lr, lq = lr * far + later_r, lq * far + later_q
-        er, eq = put_block(er, s, earlier_r, BLOCKS), put_block(eq, s, earlier_q, BLOCKS)
+        er, eq = er * far + earlier_r, eq * far + earlier_q
+        lr, lq = lr + power * later_r, lq + power * later_q
+        power *= far
+        ahead = tl.maximum(s - 1, 0)
+        keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+        values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+        rows_g = read_rows(g, left, C, ahead, BLOCK, 0.0)
     if unfit(least, greatest, w, u, ok, span, LIMIT):
         safe_backward(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs,
             T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, TOTALS, WIDE,
         )  # fmt: skip
     elif TOTALS:
-        sent = spread(er, eq, zero, zero, far, BLOCKS)
-        later, earlier = (zero - top, lr, lq), (zero - top, sent[2], sent[3])
+        later, earlier = (zero - top, lr, lq), (zero - top, er, eq)
         write_totals(p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
     else:
         x, y = tl.exp2(start[0] + top), tl.exp2(end[0] + top)
-        pr, pq, fr, fq = fast_enter(lr, lq, er, eq, w, x, start, y, end, BLOCK, BLOCKS)
+        on = reach(lr, lq, decay, x * start[1], x * start[2], False)
+        fr, fq = reach(er, eq, decay, y * end[1], y * end[2], True)
+        frs, fqs = add_entering(ers, eqs, fr, fq, far, BLOCKS, True)
         gw, gu = fast_gradients(
-            k, v, g, p_gk + base + places, p_gv + base + places, left, C, w, bonus, top, mean,
-            pn, pd, fn, fd, pr, pq, fr, fq, BLOCK, BLOCKS,
+            k, v, g, p_gk + base + places, p_gv + base + places, keys, values, rows_g,
+            left, C, w, bonus, top, mean, (pn, pd), pns, pds, on, frs, fqs, BLOCK, BLOCKS,
         )  # fmt: skip
         store_sums(p_parts, i_b, i_s, num_spans, c, C, gw, gu)

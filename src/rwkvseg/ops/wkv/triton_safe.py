@@ -11,7 +11,6 @@ import triton.language as tl
 from rwkvseg.ops.wkv.triton_states import (
     LOG2E,
     NOTHING,
-    empty_blocks,
     enter,
     exponents,
     get_block,
@@ -23,6 +22,7 @@ from rwkvseg.ops.wkv.triton_states import (
     put_row,
     row_of,
     safe_reach,
+    same_rows,
     store_sums,
     vector_of,
     where_there,
@@ -74,9 +74,9 @@ def _states(
     nothing = (zero + NOTHING, zero, zero)
     o, n, d = nothing
     eo, en, ed = (
-        empty_blocks(zero, NOTHING, BLOCKS),
-        empty_blocks(zero, 0.0, BLOCKS),
-        empty_blocks(zero, 0.0, BLOCKS),
+        same_rows(zero + NOTHING, BLOCKS),
+        same_rows(zero, BLOCKS),
+        same_rows(zero, BLOCKS),
     )
     for s in range(BLOCKS):
         lo, ln, ld = _send(p_k, p_v, left, C, w, mean, s, BLOCK, True)
@@ -197,9 +197,9 @@ def safe_backward(
     tl.debug_barrier()  # what one thread has stored another may load
     later = nothing
     eo, er, eq = (
-        empty_blocks(zero, NOTHING, BLOCKS),
-        empty_blocks(zero, 0.0, BLOCKS),
-        empty_blocks(zero, 0.0, BLOCKS),
+        same_rows(zero + NOTHING, BLOCKS),
+        same_rows(zero, BLOCKS),
+        same_rows(zero, BLOCKS),
     )
     for s in range(BLOCKS):
         sent = _send_adjoint(g, keys, outs, left, C, w, s, BLOCK, True)[0]

@@ -59,17 +59,21 @@ def where_there(left, j, x, other):
 
 
 @triton.jit
+def stored_row(p, left, C, j, fill):
+    """Return token j of every lane as it is stored, and a number where there is none."""
+    return tl.load(p + j * C) if left is None else tl.load(p + j * C, mask=j < left, other=fill)
+
+
+@triton.jit
 def row_of(p, left, C, j, WIDE: tl.constexpr):
     """Return token j of every lane, 0 where there is none."""
-    x = tl.load(p + j * C) if left is None else tl.load(p + j * C, mask=j < left, other=0.0)
-    return x.to(WIDE)
+    return stored_row(p, left, C, j, 0.0).to(WIDE)
 
 
 @triton.jit
 def key_of(p_k, left, C, j, WIDE: tl.constexpr):
     """Return the key of token j of every lane; -inf where there is none."""
-    x = tl.load(p_k + j * C) if left is None else tl.load(p_k + j * C, mask=j < left, other=float("-inf"))
-    return x.to(WIDE)
+    return stored_row(p_k, left, C, j, float("-inf")).to(WIDE)
 
 
 @triton.jit
@@ -88,11 +92,11 @@ def exponents(p_k, left, C, j, WIDE: tl.constexpr):
 
 
 @triton.jit
-def empty_blocks(like, value, BLOCKS: tl.constexpr):
-    """Return a tuple with the value for every block."""
+def same_rows(x, BLOCKS: tl.constexpr):
+    """Return a tuple with x for every block."""
     rows = ()
     for _ in tl.static_range(BLOCKS):
-        rows += (tl.zeros_like(like) + value,)
+        rows += (x,)
     return rows
 
 
@@ -111,6 +115,24 @@ def put_block(rows, s, x, BLOCKS: tl.constexpr):
     new = ()
     for i in tl.static_range(BLOCKS):
         new += (tl.where(s == i, x, rows[i]),)
+    return new
+
+
+@triton.jit
+def push_last(rows, x, BLOCKS: tl.constexpr):
+    """Return a tuple less its first item, with x after its last."""
+    new = ()
+    for i in tl.static_range(1, BLOCKS):
+        new += (rows[i],)
+    return new + (x,)
+
+
+@triton.jit
+def push_first(rows, x, BLOCKS: tl.constexpr):
+    """Return a tuple less its last item, with x before its first."""
+    new = (x,)
+    for i in tl.static_range(BLOCKS - 1):
+        new += (rows[i],)
     return new
 
 
@@ -183,6 +205,12 @@ def write_state(p, rows, c, C, mask, state):
 
 
 @triton.jit
+def column_sum(x):
+    """Return the sum of each channel's lanes (1, CHANNELS)."""
+    return tl.sum(x, 0)[None, :]
+
+
+@triton.jit
 def add_rows(o, n, d):
     """Add the rows of a tile of states."""
     top = tl.max(o, 0)[None, :]
@@ -231,8 +259,8 @@ def write_mean(p, i_b, c, C, some, left):
     if left is None:
         mean = tl.sum(some, 0)[None, :] / some.shape[0]
     else:
-        there = (left > 0).to(some.dtype)
-        mean = tl.sum(tl.where(left > 0, some, 0.0), 0)[None, :] / tl.sum(there, 0)[None, :]
+        lanes = tl.sum((left > 0).to(some.dtype), 0)[None, :]
+        mean = tl.sum(tl.where(left > 0, some, 0.0), 0)[None, :] / tl.maximum(lanes, 1.0)
     tl.store(p + i_b * C + c, mean, mask=c < C)
 
 
