@@ -319,6 +319,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="few shapes and decays: seconds on a CPU")
     parser.add_argument("--tokens", type=int, nargs="+", metavar="T", help="only these T of the grid")
+    parser.add_argument("--channels", type=int, nargs="+", metavar="C", help="only these C of the grid")
     parser.add_argument("--floor", type=float, default=FLOOR, help="error that 16-bit inputs always allow")
     parser.add_argument("-o", "--output", type=Path, help="markdown file, or the folder to write it to")
     return parser.parse_args(arguments)
@@ -330,6 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
     shapes, cases = grid(options.quick)
     if options.tokens:
         shapes = [shape for shape in shapes if shape.num_tokens in options.tokens]
+    if options.channels:
+        shapes = [shape for shape in shapes if shape.channels in options.channels]
     examination = Examination(options.backend, options.device, cases, floor=options.floor)
     for shape in shapes:
         examination.examine(shape)

@@ -228,6 +228,7 @@ class TestOnAGpu:
         for a, b in zip((y, *gradients), expected, strict=True):
             assert torch.equal(a.detach(), b)
 
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own code
     def test_it_compiles_with_inductor(self) -> None:
         def network(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return bi_wkv(w / k.shape[1], u, k * 2, v).tanh()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
 from rwkvseg.ops import residual_layer_norm
+from rwkvseg.ops.backends import is_exporting
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
 
@@ -123,13 +124,13 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     bottom = (height + multiple - 1) // multiple * multiple - height
     right = (width + multiple - 1) // multiple * multiple - width
     # an exported graph is for all sizes
-    if torch.compiler.is_exporting() or right or bottom:
+    if is_exporting() or right or bottom:
         return F.pad(x, (0, right, 0, bottom), mode="replicate")
     return x
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of x (B, C, H, W) to `size`, pixel centres aligned; the identity costs nothing."""
-    if not torch.compiler.is_exporting() and x.shape[-2:] == size:
+    if not is_exporting() and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -18,6 +18,8 @@ from rwkvseg.errors import BackendError, UsageError
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What a kernel takes if its operator says nothing else."""
 
+# torch before 2.13 calls it exporting, too, when torch.compile traces; its strict export then looks the same
+_CONFUSES_COMPILING = torch.__version__ < "2.13"
 _OLDEST_GPU = 7  # major compute capability that Triton compiles for
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not imported
 # Triton builds what launches its kernels in C, by the first of these; on Windows it brings a compiler along
@@ -54,7 +56,7 @@ def choose_backend(
         'torch'
     """
     if backend == "auto":
-        on_gpu = tensors[0].device.type == "cuda" and not torch.compiler.is_exporting()
+        on_gpu = tensors[0].device.type == "cuda" and not is_exporting()
         if on_gpu and "triton" in available and why_not_triton(tensors, triton_dtypes) is None:
             return "triton"
         return fallback
@@ -66,6 +68,16 @@ def choose_backend(
     return backend
 
 
+def is_exporting() -> bool:
+    """Whether torch.export is at work, strict or not; inside torch.compile it is not.
+
+    Example:
+        >>> is_exporting()
+        False
+    """
+    return torch.compiler.is_exporting() and not (_CONFUSES_COMPILING and torch.compiler.is_dynamo_compiling())
+
+
 def why_not_triton(
     tensors: Sequence[Tensor], triton_dtypes: tuple[torch.dtype, ...] = TRITON_DTYPES
 ) -> str | None:
@@ -75,7 +87,7 @@ def why_not_triton(
     """
     if not triton_is_installed():
         return "the package triton is not installed"
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "an exported graph holds standard operators only"
     device = tensors[0].device
     if device.type == "cuda":

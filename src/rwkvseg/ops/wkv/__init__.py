@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
-from rwkvseg.ops.backends import choose_backend, triton_is_installed
+from rwkvseg.ops.backends import choose_backend, is_exporting, triton_is_installed
 from rwkvseg.ops.wkv.export import export_bi_wkv
 from rwkvseg.ops.wkv.naive import naive_bi_wkv
 from rwkvseg.ops.wkv.scan import scan_bi_wkv
@@ -65,7 +65,7 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
     """
     _check_shapes(w, u, k, v)
     _check_kinds(w, u, k, v)
-    if backend == "auto" and torch.compiler.is_exporting():
+    if backend == "auto" and is_exporting():
         return export_bi_wkv(w, u, k, v)
     if backend == "auto" and k.dtype == torch.float64:
         backend = "scan"  # who asks for float64 asks for the exact form; the kernels are tuned for less
