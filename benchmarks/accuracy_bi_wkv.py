@@ -9,8 +9,9 @@ natural size being |v| for y, |g| for gv, |g||v| for gk, times B T for gu and B 
 
     float32             y 1e-5, gradients 1e-4
     float32, w T < -30  y 1e-4, gradients 1e-3, or 4 times the error of the definition in float32
-    16 bit              twice the error of backend="naive" on the same inputs, 1e-6 at least; beyond 4096
-                        tokens twice the rounding of the truth, or the limits of float32 if larger
+    16 bit              twice the error of backend="naive" on the same inputs, 1e-6 at least, and for gw and
+                        gu, which stay float32, the limits of float32; beyond 4096 tokens twice the rounding
+                        of the truth, or the limits of float32 if larger
 
 Every call is made twice and must give the same bits; memory that it allocates is filled with NaN beforehand.
 The (decay, keys) cases of one T and C are channels of one truth; the operator gets one call a case, and for
@@ -252,6 +253,8 @@ class Examination:
             if shape.num_tokens <= LONGEST_TRUTH:
                 naive = by_definition(partial(bi_wkv, backend="naive"), low)
                 limits = (2 * errors(naive, exact, x, len(self.cases))).clamp_min(self.floor)
+                # gw and gu are float32 whatever k and v are
+                limits[1:3] = torch.maximum(limits[1:3], float32_limits(self.cases, self.device)[1:3])
             else:
                 limits = limits_of_rounding(ours, exact, x, self.cases)
             error = errors(ours, exact, x, len(self.cases))

@@ -57,8 +57,8 @@ def allowance(dtype: torch.dtype, backend: str, device: str) -> float:
 
 
 def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
-    """Largest error of each result in units of its largest value, or of 1, the size of the inputs."""
+    """Largest error of each result in units of its largest value, or of 1; NaN counts as infinite."""
     return [
-        float((a.double() - e).abs().max()) / max(float(e.abs().max()), 1.0)
+        float((a.double() - e).abs().nan_to_num(torch.inf, torch.inf).max()) / max(float(e.abs().max()), 1.0)
         for a, e in zip(found, truth, strict=True)
     ]

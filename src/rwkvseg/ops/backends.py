@@ -75,7 +75,9 @@ def is_exporting() -> bool:
         >>> is_exporting()
         False
     """
-    return torch.compiler.is_exporting() and not (_CONFUSES_COMPILING and torch.compiler.is_dynamo_compiling())
+    if _CONFUSES_COMPILING and torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.compiler.is_exporting()
 
 
 def why_not_triton(

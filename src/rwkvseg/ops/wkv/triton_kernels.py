@@ -61,7 +61,7 @@ def bi_wkv_totals_kernel(
     # decay to the last token of the span, and to its first, from each lane's token at hand
     to_end = ((CHUNKS - chunk) * (BLOCK * BLOCKS) - 1).to(WIDE) * w
     to_start = (chunk * (BLOCK * BLOCKS)).to(WIDE) * w
-    ln, ld, en, ed = zero, zero, zero, zero
+    ln, ld, en, ed, high = zero, zero, zero, zero, zero + NOTHING
     keys, values = read_rows(k, left, C, 0, BLOCK, float("-inf")), read_rows(v, left, C, 0, BLOCK, 0.0)
     for s in range(BLOCKS):
         ahead = tl.minimum(s + 1, BLOCKS - 1)
@@ -71,10 +71,15 @@ def bi_wkv_totals_kernel(
             e, value = keys[j].to(WIDE) * LOG2E - top, values[j].to(WIDE)
             x, y = tl.exp2(e - (to_end - j * w)), tl.exp2(e - (to_start + j * w))
             ln, ld, en, ed = ln + x * value, ld + x, en + y * value, ed + y
+            high = tl.maximum(high, e)
         to_end, to_start = to_end - BLOCK * w, to_start + BLOCK * w
         keys, values = next_keys, next_values
     ln, ld, en, ed = column_sum(ln), column_sum(ld), column_sum(en), column_sum(ed)
-    if unfit(tl.minimum(ld, ed), tl.maximum(ld, ed), w, zero, ok, BLOCK * BLOCKS * CHUNKS, LIMIT):
+    least, greatest = tl.minimum(ld, ed), tl.maximum(ld, ed)
+    # where one token outweighs the others, gradients need n / d to be its value to the last bit
+    alone = 2 * tl.exp2(tl.max(high, 0)[None, :]) > least
+    greatest = tl.where(alone, float("inf"), greatest)
+    if unfit(least, greatest, w, zero, ok, BLOCK * BLOCKS * CHUNKS, LIMIT):
         safe_totals(p_w, p_k, p_v, p_totals, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, WIDE)
     else:
         row = i_b * num_spans + i_s + tl.zeros_like(c)
@@ -224,6 +229,8 @@ def bi_wkv_bwd_kernel(
         keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
         values = read_rows(v, left, C, ahead, BLOCK, 0.0)
         rows_g = read_rows(g, left, C, ahead, BLOCK, 0.0)
+    # a token's weight may vanish below the reference where what meets it has grown beyond all bounds
+    greatest = tl.where(tl.maximum(start[0], end[0]) + top > LIMIT, float("inf"), greatest)
     if unfit(least, greatest, w, u, ok, span, LIMIT):
         safe_backward(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs,
