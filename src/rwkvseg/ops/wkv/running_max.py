@@ -36,8 +36,8 @@ def backward(
     adjoint = torch.stack([g, g * (num / den)])
     after = _both_ways(w, -log_den, adjoint)
 
-    own = torch.exp(u + k - log_den) * adjoint  # weight of the token itself, times (g, g out)
-    r = own + sum(torch.exp(k + scale) * value for scale, value in after)
+    own = _weight(u + k - log_den) * adjoint  # weight of the token itself, times (g, g out)
+    r = own + sum(_weight(k + scale) * value for scale, value in after)
     gk.copy_(v * r[0] - r[1])
     gv.copy_(r[0])
     gu = (own[0] * v - own[1]).sum((0, 1))
@@ -48,9 +48,13 @@ def backward(
 
 def _pair_weight(w: Tensor, x: State, r: State) -> Tensor:
     """Return lam sum (x r)[0] - (x r)[1]: pairs of tokens that lie on both sides of each token."""
-    # exp(scale - w) times the values is a sum of softmax weights: it cannot overflow
-    scale = torch.exp(x[0] + r[0] - w)
+    scale = _weight(x[0] + r[0] - w)
     return (scale * (x[1][0] * r[1][0] - x[1][1] * r[1][1])).sum((0, 1))
+
+
+def _weight(exponent: Tensor) -> Tensor:
+    """Return exp of the logarithm of a softmax weight: above 0 there is only the rounding of huge keys."""
+    return torch.exp(exponent.clamp(max=0))
 
 
 def _total(own_scale: Tensor, own: Tensor, states: tuple[State, State]) -> tuple[Tensor, Tensor]:
