@@ -52,6 +52,14 @@ class ProtocolName(StrEnum):
     transunet = "transunet"
 
 
+class Variant(StrEnum):
+    """Published sizes of RWKV-UNet."""
+
+    tiny = "tiny"
+    small = "small"
+    base = "base"
+
+
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 
 
@@ -190,6 +198,37 @@ def evaluate(
 
 
 @app.command()
+def convert_published(
+    file: Annotated[Path, typer.Argument(help="Your download of the authors' weights.")],
+    variant: Annotated[Variant, typer.Option(help="Which network the file holds.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    num_classes: Annotated[
+        int | None, typer.Option(help="Refuse another number [default: as in the file].", min=1)
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Rows and columns [default: 256 for one class, else 224].", min=1)
+    ] = None,
+) -> None:
+    """Convert the authors' published weights: to a model folder, or to an encoder to train from.
+
+    Examples:
+        rwkvseg convert-published net_B.pth --variant base --num-classes 9 -o models/synapse
+
+        rwkvseg predict -m models/synapse -i slices -o predictions
+    """
+    from rwkvseg.inference.convert import LICENCE, convert_published
+
+    done = convert_published(file, out, variant=variant.value, num_classes=num_classes, size=size)
+    console = Console()
+    if done.num_classes is None:
+        _say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
+    else:
+        classes = f"{done.num_classes} class{'es' if done.num_classes > 1 else ''}"
+        _say(console, f"model:   {done.path} ({done.model}, {classes})")
+    _say(console, f"licence: {LICENCE}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for data, run and report.")] = Path("demo"),
     device: DeviceOption = Device.auto,
@@ -258,7 +297,8 @@ def _explain_usage(error: Any) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx else "rwkvseg"
-    _fail(f"{error.format_message().rstrip('.')}. See `{command} --help`.", error.exit_code)
+    message = " ".join(error.format_message().split())  # a list of choices comes on lines of its own
+    _fail(f"{message.rstrip('.')}. See `{command} --help`.", error.exit_code)
 
 
 def _explain_unexpected(error: Exception) -> str:

@@ -103,11 +103,13 @@ def _require_same_recipe(path: Path, recipe: Recipe) -> None:
         told = " ".join(str(error).split())
         raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
     new = _flatten(recipe.model_dump(mode="json"))
-    # where data and split file lie may change; what they hold is checked by the cases' checksums
+    # where data and split file lie may change; what they hold is checked by the cases' checksums.
+    # Encoder weights are read at the start only
+    moved = {"data.path", "split.file"}
+    if None not in (old.get("model.encoder_weights"), new.get("model.encoder_weights")):
+        moved.add("model.encoder_weights")
     differing = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and key not in ("data.path", "split.file")
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in moved
     )
     if differing:
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:5])
