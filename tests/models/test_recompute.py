@@ -100,6 +100,28 @@ def test_under_autocast_gradients_agree():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
+def test_compiled_gradients_and_statistics_agree():
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = create_model(
+            "rwkv_unet_tiny", gradient_checkpointing=True, **{**SMALL, "drop_path_rate": 0.0}
+        )
+        if compiled:
+            network.compile(backend="aot_eager")
+        network(images(2, 3, 32, 32)).square().mean().backward()
+        found.append([*(p.grad for p in network.parameters()), *network.buffers()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_exported_graph_knows_nothing_of_it():
+    exported = torch.export.export(build(True).eval(), (images(1, 3, 32, 32),))
+    assert "checkpoint" not in str(exported.graph)
+
+
 @pytest.mark.parametrize("wrong", [1, "yes", None])
 def test_what_is_no_truth_value_is_refused(wrong):
     with pytest.raises(UsageError, match="gradient_checkpointing"):

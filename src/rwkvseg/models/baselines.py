@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -141,13 +142,16 @@ class PaddedNetwork(nn.Module):
                 f"images of {' x '.join(map(str, sides))} are larger than the {self.largest} pixels that the "
                 f"position embedding was made for. Create the model with image_size={max(sides)}."
             )
-        wanted = [max(self.smallest, -(-side // self.stride) * self.stride) for side in sides]
+        stride = self.stride
+        wanted = [max(self.smallest, (side + stride - 1) // stride * stride) for side in sides]
         pads = [(0, want - side) for want, side in zip(wanted, sides, strict=True)]
-        if any(after for _, after in pads):
+        if torch.compiler.is_exporting() or any(after for _, after in pads):  # as `pad_to_multiple`
             x = F.pad(x, [amount for pad in reversed(pads) for amount in pad], mode="replicate")
         outputs = self.network(x)
         logits: Tensor = outputs[0] if isinstance(outputs, list | tuple) else outputs
-        return logits[(..., *(slice(side) for side in sides))]
+        for axis, side in enumerate(sides, start=2):
+            logits = logits.narrow(axis, 0, side)
+        return logits
 
 
 @register_model

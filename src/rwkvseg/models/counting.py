@@ -91,7 +91,7 @@ def count_macs(network: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     with torch.no_grad(), products, elementwise:
         network(*inputs)
     order.remove()
-    run = products.get_total_flops() // 2
+    run = int(products.get_total_flops()) // 2
     return run + elementwise.count + order.more, run
 
 
@@ -114,14 +114,14 @@ def activation_bytes(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def _flops_of_wkv(w: Any, u: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return _FLOPS_OF_WKV * math.prod(k)
+    return _FLOPS_OF_WKV * int(math.prod(k))
 
 
-class _Elementwise(TorchDispatchMode):
+class _Elementwise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is no product: biases, activations and resizing 1, norms 2 an element."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -26,13 +26,15 @@ def recompute_inside(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> 
 
 def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *inputs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return kind.forward(self, *inputs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_aside(self)
 
         call = partial(kind.forward, self)
+        if torch.compiler.is_compiling():  # a compiled graph counts statistics in its forward part only
+            return checkpoint(call, *inputs, use_reentrant=False)
         return checkpoint(call, *inputs, use_reentrant=False, context_fn=contexts)
 
     return type(kind.__name__, (kind,), {"forward": forward})
