@@ -1,4 +1,4 @@
-"""The encoder of RWKV-UNet as the backbone of somebody else's network: a feature pyramid for any framework."""
+"""The encoder of RWKV-UNet as the backbone of another network: a feature pyramid for any framework."""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ class Pyramid(nn.Module):
         return top
 
 
-encoder = create_model("rwkv_unet_tiny", in_channels=4, features_only=True)  # encoder_weights=... to start from
+encoder = create_model(
+    "rwkv_unet_tiny", in_channels=4, features_only=True
+)  # encoder_weights=... to start from
 print("channels", encoder.channels, "at strides", encoder.strides)
 pyramid = Pyramid(encoder)
 print("pyramid", tuple(pyramid(torch.rand(2, 4, 90, 130)).shape))

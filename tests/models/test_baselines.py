@@ -5,8 +5,10 @@ import importlib.util
 import pytest
 import torch
 from test_contract import SMALLER, images
+from test_onnx import ANY_SIZE, EXPORTED
 from torch import Tensor, nn
 
+from onnx_files import check_onnx, open_onnx, write_onnx
 from rwkvseg.data.transforms import Preprocessing
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
 from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
@@ -82,6 +84,30 @@ def test_one_changed_line_of_a_recipe_trains_it(name: str, phantom, tmp_path) ->
     result = train(Recipe.from_mapping(recipe), tmp_path / "run", device="cpu")
     assert result.summary["model"] == name
     assert "test" in result.evaluations
+
+
+@pytest.mark.slow
+def test_a_baseline_goes_to_onnx_for_all_sizes(tmp_path) -> None:
+    model, path = (
+        create_model("monai_basic_unet", **SMALLER["monai_basic_unet"]).eval(),
+        tmp_path / "unet.onnx",
+    )
+    write_onnx(model, (images(*EXPORTED),), ANY_SIZE, path)
+    check_onnx(path)
+    in_onnxruntime = open_onnx(path)
+    with torch.no_grad():
+        for shape in (EXPORTED, (1, 3, 37, 53), (2, 3, 1, 1)):
+            x = images(*shape)
+            torch.testing.assert_close(in_onnxruntime(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_baseline_compiles() -> None:
+    model = create_model("monai_basic_unet", **SMALLER["monai_basic_unet"]).eval()
+    x = images(2, 3, 37, 53)
+    expected = model(x)
+    model.compile(backend="aot_eager")
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 class Several(nn.Module):

@@ -1,17 +1,18 @@
 """Encoder weights: every file that a training may start from, and stems for other numbers of channels."""
 
+import hashlib
 import json
 
 import pytest
 import torch
-from published_files import encoder_alone, published_layout, saved
 from safetensors import safe_open
 from torch import nn
 
+from published_files import encoder_alone, published_layout, saved
 from rwkvseg.errors import ModelFileError, OutputError, UsageError
 from rwkvseg.inference.convert import convert_published
 from rwkvseg.models import RWKVUNet, create_model
-from rwkvseg.models.encoder_files import fit_stem, load_encoder, save_encoder
+from rwkvseg.models.encoder_files import describe_encoder, fit_stem, load_encoder, save_encoder
 
 SMALL = {"depths": (1, 1, 2, 2), "widths": (4, 5, 6, 7), "expansions": (1.0, 1.0, 1.5, 2.0), "stem_width": 4}
 
@@ -41,7 +42,8 @@ def pretrained() -> RWKVUNet:
 @pytest.fixture
 def file(pretrained, tmp_path):
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, pretrained.encoder.state_dict(), model="rwkv_unet_tiny", config=SMALL)
+    state = pretrained.encoder.state_dict()
+    save_encoder(path, state, model="rwkv_unet_tiny", config=SMALL, licence="CC0")
     return path
 
 
@@ -55,6 +57,23 @@ def test_the_file_says_what_it_is(file):
         metadata = opened.metadata()
     assert (metadata["kind"], metadata["model"]) == ("rwkvseg-encoder", "rwkv_unet_tiny")
     assert json.loads(metadata["config"])["widths"] == [4, 5, 6, 7]
+
+
+def test_where_weights_come_from_is_told(file, tmp_path):
+    told = describe_encoder(file.parent)
+    assert told == {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "licence": "CC0",
+    }
+    published = saved(tmp_path / "file.pth", {"w": torch.ones(1)})
+    assert describe_encoder(published)["licence"] == "not stated"
+    (tmp_path / "model").mkdir()
+    file.rename(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.json").write_text('{"licence": "CC-BY"}')
+    assert describe_encoder(tmp_path / "model")["licence"] == "CC-BY"
+    with pytest.raises(ModelFileError, match="there is no weights file"):
+        describe_encoder(tmp_path / "absent.safetensors")
 
 
 def test_training_starts_from_it_and_the_rest_is_fresh(file, pretrained):

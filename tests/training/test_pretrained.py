@@ -1,5 +1,6 @@
 """Runs that start from encoder weights: from the recipe, resumed, and with the encoder frozen."""
 
+import hashlib
 import json
 
 import pytest
@@ -27,7 +28,7 @@ def encoder():
 @pytest.fixture
 def recipe_file(tmp_path, phantom, encoder):
     """A recipe that starts from encoder.safetensors beside it."""
-    save_encoder(tmp_path / "encoder.safetensors", encoder, model="rwkv_unet_tiny", config={})
+    save_encoder(tmp_path / "encoder.safetensors", encoder, model="rwkv_unet_tiny", config={}, licence="CC0")
     content = small_recipe(phantom, epochs=1)
     content["model"]["encoder_weights"] = "encoder.safetensors"
     path = tmp_path / "recipe.yaml"
@@ -60,12 +61,16 @@ def test_a_run_starts_from_the_weights_and_is_resumed_without_the_file(recipe_fi
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
     description = json.loads((run / "model" / "model.json").read_text())
-    assert description["protocol"]["encoder_weights"] == "encoder.safetensors"
+    started = description["protocol"]["encoder_weights"]
+    assert (started["file"], started["licence"]) == ("encoder.safetensors", "CC0")
+    content = (tmp_path / "encoder.safetensors").read_bytes()
+    assert started["sha256"] == hashlib.sha256(content).hexdigest()
     assert "encoder_weights" not in description["architecture"]["overrides"]
 
     (tmp_path / "encoder.safetensors").unlink()
     recipe = Recipe.from_file(recipe_file, changes=[*slow, "model.encoder_weights=elsewhere.safetensors"])
     train(recipe, run, device="cpu", resume=True)
+    assert json.loads((run / "model" / "model.json").read_text())["protocol"] == description["protocol"]
     with pytest.raises(RecipeError, match=r"model\.encoder_weights"):
         train(Recipe.from_file(recipe_file, changes=[*slow, "model.encoder_weights="]), run, resume=True)
 

@@ -76,7 +76,9 @@ def _convert_encoder(file: Path, out: Path, name: str) -> Converted:
     network: Any = create_model(name)
     load_encoder(network, file)
     path = out / ENCODER_FILE
-    save_encoder(path, network.encoder.state_dict(), model=name, config=asdict(network.config))
+    save_encoder(
+        path, network.encoder.state_dict(), model=name, config=asdict(network.config), licence=LICENCE
+    )
     return Converted(path, name, None)
 
 

@@ -155,7 +155,8 @@ class _PapersOrder:
     def _mixing(self, module: Any, inputs: tuple[list[Tensor]]) -> None:
         pixels = [feature.shape[-2] * feature.shape[-1] for feature in inputs[0]]
         for projections in (module.project_in, module.project_out):
-            for projection, own in zip(projections, pixels, strict=True):
+            # fewer maps may come out than go in
+            for projection, own in zip(projections, pixels, strict=False):
                 self.more += _size(projection) * (pixels[0] - own)
 
     def _head(self, module: nn.Module, _inputs: Any, logits: Tensor) -> None:

@@ -4,6 +4,7 @@ Our file is safetensors with the names of `Encoder.state_dict()` and the metadat
 model (a registered name) and config (JSON).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rwkvseg.errors import ModelFileError, UsageError
 from rwkvseg.models.published import check_fit, convert_encoder, variant_of
-from rwkvseg.models.weight_files import read_state_dict
+from rwkvseg.models.weight_files import read_metadata, read_state_dict
 from rwkvseg.output import write_bytes
 
 ENCODER_FILE = "encoder.safetensors"
@@ -24,7 +25,9 @@ _IN_A_FOLDER = (ENCODER_FILE, "model.safetensors", "model/model.safetensors")
 _FIRST = "stem.expand.conv.weight"  # its columns are the channels of the images
 
 
-def save_encoder(path: Path, state_dict: Mapping[str, Tensor], *, model: str, config: Any) -> None:
+def save_encoder(
+    path: Path, state_dict: Mapping[str, Tensor], *, model: str, config: Any, licence: str = "not stated"
+) -> None:
     """Write the weights of an `Encoder`, which `create_model(model, encoder_weights=path)` starts from.
 
     Args:
@@ -32,12 +35,13 @@ def save_encoder(path: Path, state_dict: Mapping[str, Tensor], *, model: str, co
         state_dict: that of the encoder, without prefix.
         model: registered name of a network with such an encoder.
         config: what JSON can hold: the fields of the network's config.
+        licence: of the weights, or of the data that trained them.
 
     Raises:
         OutputError: it cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
-    metadata = {"kind": KIND, "model": model, "config": json.dumps(config)}
+    metadata = {"kind": KIND, "model": model, "config": json.dumps(config), "licence": licence}
     write_bytes(path, save_safetensors(tensors, metadata))
 
 
@@ -71,6 +75,28 @@ def load_encoder(network: nn.Module, path: Path) -> None:
     except ModelFileError as error:
         raise ModelFileError(f"{file}: {error}") from error
     encoder.load_state_dict(state, strict=True)
+
+
+def describe_encoder(path: Path) -> dict[str, str]:
+    """Where weights come from, for the record of a run: file, SHA-256 and licence.
+
+    Raises:
+        ModelFileError: no such file.
+    """
+    file = _find(path)
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"there is no weights file {file}. Check the path.") from error
+    return {"file": file.name, "sha256": digest, "licence": _licence(file)}
+
+
+def _licence(file: Path) -> str:
+    if file.name == "model.safetensors":  # of a model folder of ours, which says it beside the weights
+        description = file.with_name("model.json")
+        content = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+        return str(content.get("licence", "not stated"))
+    return read_metadata(file).get("licence", "not stated")
 
 
 def fit_stem(state: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ class EncoderFeatures(nn.Module):
             )
         self.encoder = network.encoder
         self.config = network.config
-        self.channels: tuple[int, ...] = network.config.widths
+        self.channels: tuple[int, ...] = tuple(getattr(network.encoder, "widths", network.config.widths))
         self.strides = (2, 4, 8, 16)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Gradient checkpointing: a block's inner maps are computed again in the backward pass instead of kept."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -11,15 +12,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_inside(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Let every block of `kinds` in `network` keep only its inputs for the backward pass (arXiv:1604.06174).
+def recompute_inside(network: nn.Module, blocks: str) -> None:
+    """Let parts of `network` keep only their inputs for the backward pass (arXiv:1604.06174).
 
     Same values and gradients as without: random numbers (drop path) are drawn again as they were, and the
     second computation leaves the running statistics of batch norms alone. Without gradients nothing differs.
+
+    Args:
+        network: changed in place; its state dict stays as it is.
+        blocks: regular expression of the parts' names, as `named_modules` gives them, none inside another.
     """
     classes: dict[type[nn.Module], type[nn.Module]] = {}
-    for block in network.modules():
-        if isinstance(block, kinds):
+    for name, block in network.named_modules():
+        if re.fullmatch(blocks, name):
             # a class, no replaced method: copies of the network must run their own weights
             object.__setattr__(block, "__class__", classes.setdefault(type(block), _recomputed(type(block))))
 

@@ -293,7 +293,7 @@ class RWKVUNet(nn.Module):
         self.decoder = Decoder(config)
         self.head = nn.Conv2d(config.stem_width, config.num_classes, 1)
         if config.gradient_checkpointing:
-            recompute_inside(self, (PerceptionBlock, CrossChannelMix, DecoderBlock))
+            recompute_inside(self, r"encoder\.stem|encoder\.stages\.\d+\.\d+|ccm|decoder\.blocks\.\d+")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits for a batch of images; a single grey channel is repeated where three are expected.

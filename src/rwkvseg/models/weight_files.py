@@ -62,6 +62,23 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return {str(name): value.detach() for name, value in content.items()}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file; empty for other files and where there is none.
+
+    Raises:
+        ModelFileError: it cannot be read.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is truncated or no safetensors file: {_one_line(error)}. Copy it again."
+        ) from error
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,5 +1,6 @@
 """A run from recipe to report: prepare the folder, fit, export the model, test it on unseen cases."""
 
+import json
 import logging
 import signal
 import time
@@ -32,7 +33,7 @@ from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule, freeze_encoder
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.run_folder import check_run, describe_run, open_recipe_data, part_files
+from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,10 @@ class _Run:
 
     def _start(self) -> dict[str, Any]:
         """What a training that did not begin from scratch began with, for model.json."""
-        settings = self.recipe.model
-        if settings.encoder_weights is None:
+        if self.recipe.model.encoder_weights is None:
             return {}
-        return {"encoder_weights": settings.encoder_weights.name, "frozen_encoder": settings.freeze_encoder}
+        weights = json.loads((self.out / ENCODER).read_text(encoding="utf-8"))
+        return {"encoder_weights": weights, "frozen_encoder": self.recipe.model.freeze_encoder}
 
     def _evaluate(self, predictor: Predictor, part: str) -> Evaluation:
         files = part_files(self.folder, self.split, part)

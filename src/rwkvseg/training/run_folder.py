@@ -2,6 +2,7 @@
 
 RUN/
     recipe.yaml environment.json split.json cases.json   before the first step
+    encoder.json                                         likewise, of a run that starts from encoder weights
     metrics.csv checkpoints/{last,best}.ckpt             every epoch (or as the recipe says)
     curves.png model/ predictions/ evaluation/           at the end
     summary.json                                         last of all: a run with it is complete
@@ -18,11 +19,13 @@ import yaml
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
 
 DESCRIPTION = "recipe.yaml"
+ENCODER = "encoder.json"  # which weights the run began with
 
 
 def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]:
@@ -84,6 +87,8 @@ def describe_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, de
     """
     if (out / DESCRIPTION).exists():
         return
+    if recipe.model.encoder_weights is not None:
+        write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
     write_split(out / "split.json", split)
     write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
