@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from rwkvseg.errors import ModelFileError, RecipeError
 from rwkvseg.models import create_model
 from rwkvseg.models.encoder_files import save_encoder
-from rwkvseg.training.module import SegmentationModule, freeze_encoder
+from rwkvseg.training.freezing import freeze_encoder
+from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import OVERRIDES, small_recipe

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from rwkvseg.errors import RecipeError
+from rwkvseg.training.freezing import keep_frozen
 from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
@@ -42,8 +42,7 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        if self.recipe.model.freeze_encoder:
-            self.network.get_submodule("encoder").eval()
+        keep_frozen(self.network)
         return self
 
     def on_train_epoch_start(self) -> None:
@@ -102,20 +101,6 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
-
-
-def freeze_encoder(network: nn.Module) -> None:
-    """Keep weights and batch statistics of the encoder as they are: no gradients, evaluation mode.
-
-    Raises:
-        RecipeError: the network has no encoder.
-    """
-    encoder = getattr(network, "encoder", None)
-    if not isinstance(encoder, nn.Module):
-        raise RecipeError(
-            f"model.freeze_encoder is set, but {type(network).__name__} has no encoder. Choose an rwkv_unet."
-        )
-    encoder.requires_grad_(False).eval()
 
 
 def _laid_out(image: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ from rwkvseg.output import write_json
 from rwkvseg.progress import progress_bar
 from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
 from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.history import History, TrainingProgress
-from rwkvseg.training.module import SegmentationModule, freeze_encoder
+from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
 
