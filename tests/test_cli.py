@@ -79,7 +79,7 @@ def edit(path, change):
     Image.fromarray(change(values)).save(path)
 
 
-VERBS = ["train", "predict", "evaluate", "demo"]
+VERBS = ["train", "predict", "evaluate", "convert-published", "models", "demo"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -115,6 +115,11 @@ def test_no_arguments_show_the_help(rwkvseg):
         ["predict", "-m", "run"],
         ["predict", "-m", "run", "-i", "a.png", "-o", "out", "--protocol", "lenient"],
         ["evaluate", "-p", "a"],
+        ["convert-published", "a.pth", "-o", "out"],
+        ["convert-published", "a.pth", "-o", "out", "--variant", "huge"],
+        ["convert-published", "a.pth", "-o", "out", "--variant", "tiny", "--num-classes", "0"],
+        ["models", "--size", "large"],
+        ["models", "--num-classes", "0"],
         ["demo", "--seed", "-1"],
         ["demo", "--seed", "x"],
     ],

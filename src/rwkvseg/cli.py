@@ -22,6 +22,7 @@ from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.summary import Summary
+    from rwkvseg.models.counting import Cost
 
 app = typer.Typer(
     help="Medical image segmentation with linear-time global context.\n\n"
@@ -50,6 +51,14 @@ class ProtocolName(StrEnum):
 
     strict = "strict"
     transunet = "transunet"
+
+
+class Variant(StrEnum):
+    """Published sizes of RWKV-UNet."""
+
+    tiny = "tiny"
+    small = "small"
+    base = "base"
 
 
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
@@ -190,6 +199,63 @@ def evaluate(
 
 
 @app.command()
+def convert_published(
+    file: Annotated[Path, typer.Argument(help="Your download of the authors' weights.")],
+    variant: Annotated[Variant, typer.Option(help="Which network the file holds.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    num_classes: Annotated[
+        int | None, typer.Option(help="Refuse another number [default: as in the file].", min=1)
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Rows and columns [default: 256 for one class, else 224].", min=1)
+    ] = None,
+) -> None:
+    """Convert the authors' published weights: to a model folder, or to an encoder to train from.
+
+    Examples:
+        rwkvseg convert-published net_B.pth --variant base --num-classes 9 -o models/synapse
+
+        rwkvseg predict -m models/synapse -i slices -o predictions
+    """
+    from rwkvseg.inference.convert import LICENCE, convert_published
+
+    done = convert_published(file, out, variant=variant.value, num_classes=num_classes, size=size)
+    console = Console()
+    if done.num_classes is None:
+        _say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
+    else:
+        classes = f"{done.num_classes} class{'es' if done.num_classes > 1 else ''}"
+        _say(console, f"model:   {done.path} ({done.model}, {classes})")
+    _say(console, f"licence: {LICENCE}")
+
+
+@app.command()
+def models(
+    size: Annotated[int, typer.Option(help="Rows and columns of the image that is counted.")] = 256,
+    num_classes: Annotated[int, typer.Option(help="Channels of the logits.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List the networks with their parameters, multiply-accumulates and activation memory.
+
+    Examples:
+        rwkvseg models
+
+        rwkvseg models --size 224 --num-classes 9 --json
+    """
+    from dataclasses import asdict
+
+    from rwkvseg.models.counting import measure_all
+
+    costs, missing = measure_all(size, num_classes=num_classes)
+    if as_json:
+        typer.echo(json.dumps([asdict(cost) for cost in costs], indent=2))
+    else:
+        _print_costs(Console(), costs)
+    for reason in missing:
+        typer.echo(f"not counted: {reason}", err=True)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for data, run and report.")] = Path("demo"),
     device: DeviceOption = Device.auto,
@@ -213,6 +279,20 @@ def demo(
 def _say(console: Console, line: str) -> None:
     """Print as it is: paths and case ids are no markup, and must not be broken where they are long."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_costs(console: Console, costs: "list[Cost]") -> None:
+    table = Table(title=f"one image of {' x '.join(map(str, costs[0].size))}", title_justify="left")
+    table.add_column("network")
+    for heading in ("parameters M", "GMAC", "GMAC run", "activations MiB"):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
+        table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
+    console.print(table)
+    _say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
+    _say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
+    _say(console, "activations: what training keeps in float32 for one image.")
 
 
 def _print_summary(console: Console, summary: "Summary", *, title: str) -> None:
@@ -258,7 +338,8 @@ def _explain_usage(error: Any) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx else "rwkvseg"
-    _fail(f"{error.format_message().rstrip('.')}. See `{command} --help`.", error.exit_code)
+    message = " ".join(error.format_message().split())  # a list of choices comes on lines of its own
+    _fail(f"{message.rstrip('.')}. See `{command} --help`.", error.exit_code)
 
 
 def _explain_unexpected(error: Exception) -> str:

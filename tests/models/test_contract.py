@@ -10,12 +10,21 @@ from rwkvseg.models import create_model, list_models
 SMALLER = {  # fewer channels and blocks, the same parts: these tests are about shapes, not about size
     "rwkv_unet": {"depths": (1, 2, 2, 2), "widths": (6, 10, 12, 14), "stem_width": 5},
     "monai_basic_unet": {"features": (4, 6, 8, 10, 12, 6)},
+    "monai_unet_plus_plus": {"features": (4, 6, 8, 10, 12, 6)},
+    "monai_unet": {"features": (4, 6, 8, 10, 12)},
+    "monai_attention_unet": {"features": (4, 6, 8, 10, 12)},
+    "monai_segresnet": {"features": 8},
+    "monai_dynunet": {"features": (4, 6, 8, 8, 8, 8)},
+    "monai_swin_unetr": {"features": 12},
+    "monai_unetr": {"features": 4, "hidden": 24, "image_size": 224},
 }
+WITHOUT_BATCH_NORM = {"monai_dynunet", "monai_segresnet", "monai_swin_unetr", "monai_unetr"}
+BEFORE_INSTANCE_NORM = {"monai_attention_unet": "merge.conv.bias"}  # which removes the effect of a bias
 SIZES = [(1, 1), (1, 40), (16, 16), (37, 53), (224, 32)]
 
 
 def build(name: str, in_channels: int = 3, num_classes: int = 2, seed: int = 0) -> nn.Module:
-    overrides = next((value for prefix, value in SMALLER.items() if name.startswith(prefix)), {})
+    overrides = SMALLER.get(name, SMALLER["rwkv_unet"])
     torch.manual_seed(seed)
     model = create_model(name, in_channels=in_channels, num_classes=num_classes, **overrides)
     with torch.no_grad():
@@ -47,11 +56,12 @@ class TestModelContract:
 
     def test_the_border_is_padded_by_repeating_it(self, name: str) -> None:
         model = build(name).eval()
-        x = images(1, 3, 21, 40)
-        padded = torch.cat([x, x[:, :, -1:].expand(-1, -1, 11, -1)], dim=2)
-        padded = torch.cat([padded, padded[..., -1:].expand(-1, -1, -1, 8)], dim=3)
+        x = images(1, 3, 21, 37)
+        stride = getattr(model, "stride", 16)
+        padded = torch.cat([x, x[:, :, -1:].expand(-1, -1, -21 % stride, -1)], dim=2)
+        padded = torch.cat([padded, padded[..., -1:].expand(-1, -1, -1, -37 % stride)], dim=3)
         with torch.no_grad():
-            torch.testing.assert_close(model(x), model(padded)[..., :21, :40])
+            torch.testing.assert_close(model(x), model(padded)[..., :21, :37])
 
     def test_images_of_a_batch_do_not_see_each_other(self, name: str) -> None:
         model = build(name).eval()
@@ -67,14 +77,15 @@ class TestModelContract:
         for key, parameter in model.named_parameters():
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
-            assert parameter.grad.abs().max() > 1e-11, key
+            if not key.endswith(BEFORE_INSTANCE_NORM.get(name, "nothing")):
+                assert parameter.grad.abs().max() > 1e-11, key
 
     def test_training_mode_learns_statistics_and_gradients(self, name: str) -> None:
         model = build(name)
         model(images(2, 3, 64, 80)).square().mean().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         tracked = [b for key, b in model.named_buffers() if key.endswith("num_batches_tracked")]
-        assert tracked
+        assert tracked or name in WITHOUT_BATCH_NORM
         assert all(int(b) == 1 for b in tracked)
 
     def test_a_state_dict_restores_the_model(self, name: str) -> None:

@@ -96,10 +96,10 @@ class Predictor:
             images = [
                 np.stack([resize_spline(channel, size, order=3) for channel in item.image]) for item in slices
             ]
-            logits = self.logits(torch.from_numpy(np.stack(images)))
+            logits = _with_background(self.logits(torch.from_numpy(np.stack(images))))
             return [resize_spline(label_map, shape, order=0) for label_map in _label_maps(logits)]
         images = [resize_image(item.image, size, settings.interpolation) for item in slices]
-        logits = self.logits(torch.from_numpy(np.stack(images)))
+        logits = _with_background(self.logits(torch.from_numpy(np.stack(images))))
         probabilities = logits.softmax(1)
         if tuple(size) != tuple(shape):
             probabilities = interpolate(probabilities, size=shape, mode="bilinear", align_corners=False)
@@ -111,6 +111,11 @@ class Predictor:
         images = images.to(self.device, torch.float32)
         logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    """Two logits for one: softmax of (0, z) is sigmoid of z, so foreground is where z > 0."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def _label_maps(scores: Tensor) -> NDArray[np.uint8]:

@@ -100,15 +100,17 @@ def add_normed(x: Tensor, branch: Tensor, norm: LayerNorm2d, drop_path: DropPath
     return added.permute(0, 3, 1, 2)
 
 
-def check_image(x: Tensor, in_channels: int) -> None:
+def check_image(x: Tensor, in_channels: int, *, spatial_dims: int = 2) -> None:
     """Refuse anything but a batch of floating-point images with the right number of channels.
 
     Raises:
-        ShapeError: `x` is not (B, in_channels, H, W) with H, W >= 1, or holds integers.
+        ShapeError: `x` is not (B, in_channels, H, W), or with `spatial_dims=3` (B, in_channels, D, H, W), an
+            axis is empty, or it holds integers.
     """
-    if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape[2:]:
+    if x.ndim != 2 + spatial_dims or x.shape[1] != in_channels or 0 in x.shape[2:]:
+        axes = "H, W" if spatial_dims == 2 else "D, H, W"
         raise ShapeError(
-            f"an image batch of shape {tuple(x.shape)} does not fit (B, {in_channels}, H, W) with H, W >= 1. "
+            f"an image batch of shape {tuple(x.shape)} does not fit (B, {in_channels}, {axes}), none 0. "
             f"Reshape it or create the model with another in_channels."
         )
     if not x.is_floating_point():

@@ -84,11 +84,39 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         ModelFileError: a name that no published network has, a value that is no tensor, an encoder alone.
     """
     state_dict = _without_prefix(state_dict)
-    if any(name.startswith("stage") for name in state_dict):
+    if is_encoder_alone(state_dict):
         raise ModelFileError(
             "the file holds an encoder alone, as pre-trained on ImageNet. "
-            "Give the weights of a whole segmentation network; encoder files cannot be loaded yet."
+            "Give the weights of a whole segmentation network, or train from this one by encoder_weights."
         )
+    return _convert(state_dict)
+
+
+def is_encoder_alone(state_dict: Mapping[str, Any]) -> bool:
+    """Whether these are the authors' names of an encoder without decoder (an ImageNet classifier)."""
+    return any(name.startswith("stage") for name in _without_prefix(state_dict))
+
+
+def convert_encoder(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename a published encoder, or the encoder of a published segmentation network, to our `Encoder`'s.
+
+    The ImageNet head and the norm before it are dropped. Both generations, with or without `module.`.
+
+    Raises:
+        ModelFileError: a name that no published network has, or a value that is no tensor.
+    """
+    named = _without_prefix(state_dict)
+    if is_encoder_alone(named):
+        named = {f"encoder.{name}": value for name, value in named.items()}
+    converted = _convert(named)
+    return {
+        name.removeprefix("encoder."): value
+        for name, value in converted.items()
+        if name.startswith("encoder.")
+    }
+
+
+def _convert(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     names = _names(state_dict)
     unknown = [name for name in state_dict if name not in names]
     converted = {
@@ -111,6 +139,16 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     converted = convert_state_dict(state_dict)
     expected = model.state_dict()
     _check_kind(converted, expected)
+    check_fit(converted, expected)
+    model.load_state_dict(converted, strict=True)
+
+
+def check_fit(converted: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Name the entries that keep `converted` from being loaded where `expected` stands.
+
+    Raises:
+        ModelFileError: entries are missing, foreign or of another shape.
+    """
     missing = [name for name in expected if name not in converted]
     foreign = [name for name in converted if name not in expected]
     differing = [
@@ -122,10 +160,9 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     found = [f"{verb} {_some(names)}" for verb, names in faults.items() if names]
     if found:
         raise ModelFileError(
-            f"the published weights do not fit this model: the file {'; it '.join(found)}. "
+            f"the weights do not fit this model: the file {'; it '.join(found)}. "
             "Create the variant that the file was saved from (tiny, small or base), or download it again."
         )
-    model.load_state_dict(converted, strict=True)
 
 
 def _without_prefix(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,23 +200,29 @@ def _tensor(name: str, state_dict: Mapping[str, Any]) -> Tensor:
 
 def _check_kind(converted: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse another variant or number of classes in its own words, before single entries are compared."""
-    variants = {config.widths: f"rwkv_unet_{name}" for name, config in _VARIANTS.items()}
-    found, wanted = (variants.get(_widths(state)) for state in (converted, expected))
+    found, wanted = (variant_of(state) for state in (converted, expected))
     if found is not None and found != wanted:
         raise ModelFileError(
             f"the file holds {found}, the model is {wanted or 'none of the published ones'}. "
-            f'Create it with create_model("{found}", num_classes=...).'
+            f'Create it with create_model("{found}"), or give --variant {found.removeprefix("rwkv_unet_")}.'
         )
     classes, num_classes = (_rows(state, "head.weight") for state in (converted, expected))
     if 0 not in (classes, num_classes) and classes != num_classes:
         raise ModelFileError(
             f"the published weights are for {classes} classes, the model has {num_classes}. "
-            f"Create it with num_classes={classes}."
+            f"Create it with num_classes={classes}, or give --num-classes {classes}."
         )
 
 
-def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    return tuple(_rows(state, f"encoder.stages.{stage}.0.project.weight") for stage in range(4))
+def variant_of(state: Mapping[str, Tensor], prefix: str = "encoder.") -> str | None:
+    """Registered name of the published variant with these widths of the stages, in our names."""
+    widths = tuple(_rows(state, f"{prefix}stages.{stage}.0.project.weight") for stage in range(4))
+    return {config.widths: f"rwkv_unet_{name}" for name, config in _VARIANTS.items()}.get(widths)
+
+
+def num_classes_of(state: Mapping[str, Tensor]) -> int:
+    """Classes of a published segmentation file; 0 if it has no head."""
+    return _rows(_without_prefix(state), "final_conv.weight")
 
 
 def _rows(state: Mapping[str, Tensor], name: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -43,13 +44,23 @@ def list_models() -> list[str]:
     return sorted(_FACTORIES)
 
 
-def create_model(name: str, *, in_channels: int = 3, num_classes: int = 1, **overrides: Any) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1,
+    encoder_weights: str | Path | None = None,
+    features_only: bool = False,
+    **overrides: Any,
+) -> nn.Module:
     """Build a registered network with fresh weights, in training mode.
 
     Args:
         name: one of `list_models()`.
         in_channels: channels of the images.
         num_classes: channels of the logits; 1 means foreground against background.
+        encoder_weights: file to take the encoder's weights from, see `encoder_files.load_encoder`.
+        features_only: give the encoder alone, see `features.EncoderFeatures`; num_classes then has no effect.
         overrides: fields of the model's config to change, such as `drop_path_rate=0.0`.
 
     Returns:
@@ -57,13 +68,23 @@ def create_model(name: str, *, in_channels: int = 3, num_classes: int = 1, **ove
 
     Raises:
         UsageError: unknown name, unknown override or a value that the config refuses.
+        ModelFileError: `encoder_weights` is missing, damaged or for another encoder.
 
     >>> sum(p.numel() for p in create_model("rwkv_unet_tiny").parameters())
     3145761
     """
     if name not in _FACTORIES:
         raise UsageError(f"there is no model named {name!r}. Choose one of {', '.join(list_models())}.")
-    return _FACTORIES[name](in_channels=in_channels, num_classes=num_classes, **overrides)
+    network = _FACTORIES[name](in_channels=in_channels, num_classes=num_classes, **overrides)
+    if encoder_weights is not None:
+        from rwkvseg.models.encoder_files import load_encoder  # these two know the networks, which know us
+
+        load_encoder(network, Path(encoder_weights))
+    if features_only:
+        from rwkvseg.models.features import EncoderFeatures
+
+        return EncoderFeatures(network)
+    return network
 
 
 def override_config(config: "Config", overrides: Mapping[str, Any]) -> "Config":

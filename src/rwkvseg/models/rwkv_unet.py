@@ -24,6 +24,7 @@ from rwkvseg.models.blocks import (
     resize,
 )
 from rwkvseg.models.mixing import ChannelMix, SpatialMix
+from rwkvseg.models.recompute import recompute_inside
 from rwkvseg.models.registry import override_config, register_model
 
 STRIDE = 16  # of the deepest stage: inputs are padded to a multiple of it
@@ -55,6 +56,9 @@ class RWKVUNetConfig:
     drop_path_rate: float = 0.05
     """Probability of dropping a residual in training: rising from 0 over the blocks, whole in the CCM."""
 
+    gradient_checkpointing: bool = False
+    """Compute the maps inside blocks again in the backward pass: the same gradients in less memory."""
+
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "expansions"):
             values = getattr(self, name)
@@ -74,6 +78,10 @@ class RWKVUNetConfig:
         if min(int(width * ratio) for width, ratio in zip(self.widths, self.expansions, strict=True)) < 1:
             raise UsageError(
                 f"expansions {self.expansions} leave no channel of widths {self.widths}. Raise them."
+            )
+        if not isinstance(self.gradient_checkpointing, bool):
+            raise UsageError(
+                f"gradient_checkpointing is {self.gradient_checkpointing!r}. Give true or false."
             )
         rate = self.drop_path_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
@@ -131,7 +139,9 @@ class Encoder(nn.Module):
     def __init__(self, config: RWKVUNetConfig) -> None:
         super().__init__()
         channels = _stem_channels(config)
-        self.stem = PerceptionBlock(channels, config.stem_width, channels, norm=nn.Identity(), squeeze=True)
+        # not below 3 inside, so that weights for 3 channels fit any number
+        inner = max(channels, 3)
+        self.stem = PerceptionBlock(channels, config.stem_width, inner, norm=nn.Identity(), squeeze=True)
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
         in_widths = (config.stem_width, *config.widths)
         self.stages = nn.ModuleList()
@@ -181,6 +191,19 @@ def _build_stage(
 
 def _stem_channels(config: RWKVUNetConfig) -> int:
     return 3 if config.in_channels == 1 else config.in_channels
+
+
+def check_and_repeat_grey(x: Tensor, config: RWKVUNetConfig) -> Tensor:
+    """Images as the stem takes them: a single grey channel is repeated where three are expected.
+
+    Raises:
+        ShapeError: not (B, in_channels, H, W), or not floating point.
+    """
+    if _stem_channels(config) == 3 and x.ndim == 4 and x.shape[1] == 1:
+        check_image(x, 1)
+        return x.expand(-1, 3, -1, -1)
+    check_image(x, config.in_channels)
+    return x
 
 
 class CrossChannelMix(nn.Module):
@@ -269,6 +292,8 @@ class RWKVUNet(nn.Module):
         self.ccm = CrossChannelMix(config.widths[:3], drop_path_rate=config.drop_path_rate)
         self.decoder = Decoder(config)
         self.head = nn.Conv2d(config.stem_width, config.num_classes, 1)
+        if config.gradient_checkpointing:
+            recompute_inside(self, r"encoder\.stem|encoder\.stages\.\d+\.\d+|ccm|decoder\.blocks\.\d+")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits for a batch of images; a single grey channel is repeated where three are expected.
@@ -276,12 +301,7 @@ class RWKVUNet(nn.Module):
         Raises:
             ShapeError: not (B, in_channels, H, W), or not floating point.
         """
-        channels = _stem_channels(self.config)
-        if channels == 3 and x.ndim == 4 and x.shape[1] == 1:
-            check_image(x, 1)
-            x = x.expand(-1, 3, -1, -1)
-        else:
-            check_image(x, self.config.in_channels)
+        x = check_and_repeat_grey(x, self.config)
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, STRIDE)
         *skips, deepest = self.encoder(x)

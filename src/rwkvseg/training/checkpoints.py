@@ -1,7 +1,5 @@
 """Checkpoints that survive being killed and never run code: written whole, read with weights_only=True."""
 
-import pickle
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from rwkvseg.errors import ModelFileError
+from rwkvseg.models.weight_files import DAMAGE
 from rwkvseg.output import write_atomically
-
-# what torch's unpickler raises at bytes that are no checkpoint
-DAMAGE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    struct.error,
-    pickle.UnpicklingError,
-)
 
 
 class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from rwkvseg.training.freezing import keep_frozen
 from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
@@ -37,6 +38,12 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
         """Logits of a batch of images."""
         logits: Tensor = self.network(image)
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        keep_frozen(self.network)
+        return self
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random inside the network (drop path) by (seed, epoch): a resumed run repeats it."""

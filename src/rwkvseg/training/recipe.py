@@ -5,7 +5,7 @@ It is read from YAML, checked once, and written unchanged into the run folder.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from rwkvseg.errors import RecipeError
 from rwkvseg.models.registry import list_models
 
 Positive = Field(gt=0)
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -53,6 +54,8 @@ class ModelSettings(_Settings):
 
     name: str = "rwkv_unet_tiny"
     overrides: dict[str, Any] = {}
+    encoder_weights: Path | None = None  # to start from; relative to the recipe
+    freeze_encoder: bool = False  # neither weights nor batch statistics of the encoder change
 
     @field_validator("name")
     @classmethod
@@ -66,7 +69,15 @@ class ModelSettings(_Settings):
     def _channels_are_not_overridden(cls, overrides: dict[str, Any]) -> dict[str, Any]:
         if overrides.keys() & {"in_channels", "num_classes"}:
             raise ValueError("in_channels is preprocessing.channels, num_classes the number of labels")
+        if overrides.keys() & {"encoder_weights", "features_only"}:
+            raise ValueError("encoder_weights is a key of model itself; features alone cannot be trained")
         return overrides
+
+    @model_validator(mode="after")
+    def _only_trained_weights_are_frozen(self) -> Self:
+        if self.freeze_encoder and self.encoder_weights is None:
+            raise ValueError("freeze_encoder is set without encoder_weights: it would keep random weights")
+        return self
 
 
 class LossSettings(_Settings):
@@ -158,8 +169,8 @@ class Recipe(_Settings):
     def from_file(cls, path: Path, *, changes: Iterable[str] = ()) -> Self:
         """Read a YAML recipe; `changes` are `key.sub=value` strings that win over the file.
 
-        A relative `split.file` is taken relative to the recipe's folder and made absolute, so that the copy
-        in the run folder still finds it.
+        Relative paths (`split.file`, `model.encoder_weights`) are taken relative to the recipe's folder and
+        made absolute, so that the copy in the run folder still finds them.
 
         Raises:
             RecipeError: no such file, not YAML, or a bad key or value.
@@ -168,11 +179,12 @@ class Recipe(_Settings):
         for change in changes:
             _apply_change(content, change)
         recipe = cls.from_mapping(content, source=str(path))
-        file = recipe.split.file
-        if file is None or file.is_absolute():
-            return recipe
-        split = recipe.split.model_copy(update={"file": (path.parent / file).resolve()})
-        return recipe.model_copy(update={"split": split})
+        return recipe.model_copy(
+            update={
+                "split": _resolve(recipe.split, "file", path.parent),
+                "model": _resolve(recipe.model, "encoder_weights", path.parent),
+            }
+        )
 
     def to_yaml(self) -> str:
         """Text of the recipe; `from_file` of it gives an equal recipe."""
@@ -181,6 +193,13 @@ class Recipe(_Settings):
         if yaml.safe_load(text) != content:  # PyYAML writes some line separators as they are and reads spaces
             text = yaml.safe_dump(content, sort_keys=False)
         return text
+
+
+def _resolve(settings: Settings, key: str, folder: Path) -> Settings:
+    file = getattr(settings, key)
+    if file is None or file.is_absolute():
+        return settings
+    return settings.model_copy(update={key: (folder / file).resolve()})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

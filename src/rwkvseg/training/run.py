@@ -1,5 +1,6 @@
 """A run from recipe to report: prepare the folder, fit, export the model, test it on unseen cases."""
 
+import json
 import logging
 import signal
 import time
@@ -29,10 +30,11 @@ from rwkvseg.output import write_json
 from rwkvseg.progress import progress_bar
 from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
 from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.run_folder import check_run, describe_run, open_recipe_data, part_files
+from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,20 @@ class _Run:
             self.recipe.model.name,
             in_channels=self.recipe.preprocessing.channels,
             num_classes=len(self.labels),
+            encoder_weights=self._encoder_weights(),
             **self.recipe.model.overrides,
         )
+        if self.recipe.model.freeze_encoder:
+            freeze_encoder(network)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.recipe.training.compile:
             network.compile()
         return network
+
+    def _encoder_weights(self) -> Path | None:
+        # a run that goes on has all its weights in its checkpoint
+        resumed = (self.out / "checkpoints" / "last.ckpt").exists()
+        return None if resumed else self.recipe.model.encoder_weights
 
     def _trainer(self, callbacks: list[Any]) -> Trainer:
         cuda = self.device.type == "cuda"
@@ -197,11 +207,19 @@ class _Run:
                 "epochs": recipe.training.epochs,
                 "checkpoint": recipe.training.report,
                 "seed": recipe.training.seed,
+                **self._start(),
             },
             licence=recipe.data.licence
             if recipe.data.licence != "not stated"
             else self.folder.licence or "not stated",
         )
+
+    def _start(self) -> dict[str, Any]:
+        """What a training that did not begin from scratch began with, for model.json."""
+        if self.recipe.model.encoder_weights is None:
+            return {}
+        weights = json.loads((self.out / ENCODER).read_text(encoding="utf-8"))
+        return {"encoder_weights": weights, "frozen_encoder": self.recipe.model.freeze_encoder}
 
     def _evaluate(self, predictor: Predictor, part: str) -> Evaluation:
         files = part_files(self.folder, self.split, part)

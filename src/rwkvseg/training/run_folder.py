@@ -2,6 +2,7 @@
 
 RUN/
     recipe.yaml environment.json split.json cases.json   before the first step
+    encoder.json                                         likewise, of a run that starts from encoder weights
     metrics.csv checkpoints/{last,best}.ckpt             every epoch (or as the recipe says)
     curves.png model/ predictions/ evaluation/           at the end
     summary.json                                         last of all: a run with it is complete
@@ -18,11 +19,13 @@ import yaml
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
 
 DESCRIPTION = "recipe.yaml"
+ENCODER = "encoder.json"  # which weights the run began with
 
 
 def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]:
@@ -84,6 +87,8 @@ def describe_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, de
     """
     if (out / DESCRIPTION).exists():
         return
+    if recipe.model.encoder_weights is not None:
+        write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
     write_split(out / "split.json", split)
     write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
@@ -103,11 +108,13 @@ def _require_same_recipe(path: Path, recipe: Recipe) -> None:
         told = " ".join(str(error).split())
         raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
     new = _flatten(recipe.model_dump(mode="json"))
-    # where data and split file lie may change; what they hold is checked by the cases' checksums
+    # where data and split file lie may change; what they hold is checked by the cases' checksums.
+    # Encoder weights are read at the start only
+    moved = {"data.path", "split.file"}
+    if None not in (old.get("model.encoder_weights"), new.get("model.encoder_weights")):
+        moved.add("model.encoder_weights")
     differing = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and key not in ("data.path", "split.file")
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in moved
     )
     if differing:
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:5])
