@@ -2,8 +2,8 @@
 
 A program takes a span, some chunks of tokens, of some channels. A forward pass is one launch while a sequence
 fits in a span, two up to 64 spans and three beyond; a backward pass is one more, the sum of gw and gu over
-images and spans. Saved for it: the four inputs and, per image and channel, a number, or seven for each of several
-spans.
+images and spans. Saved for it: the four inputs and, per image and channel, a number, or seven for each of
+several spans.
 """
 
 import math
