@@ -91,12 +91,10 @@ class TimmEncoder(nn.Module):
         self.network = network
         self.enlarge = enlarge
         self.widths = tuple(network.feature_info.channels())
+        self.channels_come_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, C_i, H / s, W / s), also of networks that put the channels last."""
+        """Maps (B, C_i, H / s, W / s)."""
         height, width = x.shape[2] * self.enlarge, x.shape[3] * self.enlarge
         maps = self.network(resize(x, (height, width)))
-        return [
-            x if x.shape[1] == channels else x.permute(0, 3, 1, 2)
-            for x, channels in zip(maps, self.widths, strict=True)
-        ]
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_come_last else list(maps)
