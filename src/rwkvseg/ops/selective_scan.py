@@ -1,16 +1,16 @@
 """The selective scan of Mamba (arXiv:2312.00752, section 3.3) in plain torch, to be compiled and exported.
 
-B: batch, T: tokens, E: channels, N: states of a channel. The states of LENGTH tokens are made one after the
-other, in all chunks at once; the same task for the chunks' last states, 1 / LENGTH of the tokens, links them.
-Work and memory grow like T E N. No exponent is positive, so nothing overflows.
+B: batch, T: tokens, E: channels, N: states of a channel. Tokens are cut into n chunks of L, which go through
+their tokens side by side: first from nothing, to learn what each passes on, then from what reaches it.
+Without gradients the largest temporary has T / L E N elements. No exponent is positive: nothing overflows.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LENGTH = 16
-EXPORT_LEVELS = 3  # leaves (T / LENGTH^LEVELS)^2 E N elements, less than T E N for T below 16.7 million
+LENGTH = 8
+EXPORT_LEVELS = 2  # of chunks of chunks; leaves (T / LENGTH^3)^2 E N elements, less than T E N below 262,144
 NEVER = -1e32  # logarithm of no share at all
 
 
@@ -49,39 +49,65 @@ def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) 
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values, step, rate, b, c = (part.to(wide) for part in (x, step, rate, b, c))
-    entering = (step * values).unsqueeze(3) * b.unsqueeze(2)  # (B, T, E, N)
-    states = _states(step.unsqueeze(3) * rate, entering, level=0)
-    return (states * c.unsqueeze(2)).sum(3).to(x.dtype)
+    length = LENGTH if torch.compiler.is_exporting() else min(LENGTH, x.shape[1])
+    steps = _cut(step, length)
+    # one entry a place in the chunk, (B, n, E) or (B, n, N)
+    places = list(
+        zip(*(p.unbind(2) for p in (steps, _cut(step * values, length), _cut(b, length))), strict=True)
+    )
+    state = torch.zeros_like(places[0][1]).unsqueeze(3) * rate  # (B, n, E, N)
+    for place in places:
+        state = _next_state(state, *place, rate)
+    state = _before(steps.sum(2).unsqueeze(3) * rate, state, level=0)
+    out = []
+    for place, read in zip(places, _cut(c, length).unbind(2), strict=True):
+        state = _next_state(state, *place, rate)
+        out.append((state * read.unsqueeze(2)).sum(3))
+    return torch.stack(out, 2).flatten(1, 2).narrow(1, 0, x.shape[1]).to(x.dtype)
 
 
-def _states(exponent: Tensor, entering: Tensor, level: int) -> Tensor:
-    """Return state[t] = exp(exponent[t]) state[t - 1] + entering[t], all (B, T, E, N)."""
-    num_tokens = entering.shape[1]
-    if level == EXPORT_LEVELS if torch.compiler.is_exporting() else num_tokens <= LENGTH:
-        return _states_of_few(exponent, entering)
-    exponents, parts = _cut(exponent).unbind(2), _cut(entering).unbind(2)
-    since_start, inside = [exponents[0]], [parts[0]]
-    for this_exponent, part in zip(exponents[1:], parts[1:], strict=True):
-        inside.append(this_exponent.exp() * inside[-1] + part)
-        since_start.append(since_start[-1] + this_exponent)
-    last = _states(since_start[-1], inside[-1], level + 1)
-    before = F.pad(last, (0, 0, 0, 0, 1, -1)).unsqueeze(2)  # what each chunk starts from
-    states = torch.stack(inside, 2) + torch.stack(since_start, 2).exp() * before
-    return states.flatten(1, 2).narrow(1, 0, num_tokens)
+def _next_state(state: Tensor, step: Tensor, entering: Tensor, b: Tensor, rate: Tensor) -> Tensor:
+    """One token of every chunk. state: (B, n, E, N); step, entering: (B, n, E); b: (B, n, N)."""
+    return torch.exp(step.unsqueeze(3) * rate) * state + entering.unsqueeze(3) * b.unsqueeze(2)
 
 
-def _states_of_few(exponent: Tensor, entering: Tensor) -> Tensor:
-    """Return the same, each token from each earlier one."""
-    total = exponent.cumsum(1)
+def _before(exponent: Tensor, passed_on: Tensor, level: int) -> Tensor:
+    """Return the state before each chunk, where after[i] = exp(exponent[i]) after[i - 1] + passed_on[i].
+
+    exponent, passed_on: (B, n, E, N) -> same.
+    """
+    n = passed_on.shape[1]
+    exporting = torch.compiler.is_exporting()
+    if exporting and level == EXPORT_LEVELS:
+        return _before_of_few(exponent, passed_on)
+    length = LENGTH if exporting else min(LENGTH, n)
+    exponents, parts = _cut(exponent, length), _cut(passed_on, length)  # chunks of chunks
+    places = list(zip(exponents.unbind(2), parts.unbind(2), strict=True))
+    state = torch.zeros_like(places[0][1])
+    if exporting or n > length:
+        for its_exponent, part in places:
+            state = its_exponent.exp() * state + part
+        state = _before(exponents.sum(2), state, level + 1)
+    before = []
+    for its_exponent, part in places:
+        before.append(state)
+        state = its_exponent.exp() * state + part
+    return torch.stack(before, 2).flatten(1, 2).narrow(1, 0, n)
+
+
+def _before_of_few(exponent: Tensor, passed_on: Tensor) -> Tensor:
+    """Return the same, each chunk from each earlier one, without a step for each."""
+    after = exponent.cumsum(1)
+    before = F.pad(after, (0, 0, 0, 0, 1, -1))
     place = torch.arange(exponent.shape[1], device=exponent.device)
-    is_later = (place > place.unsqueeze(1)).unsqueeze(2).unsqueeze(3)  # (to, from, 1, 1)
-    share = (total.unsqueeze(2) - total.unsqueeze(1)).masked_fill(is_later, NEVER).exp()
-    return (share * entering.unsqueeze(1)).sum(2)
+    is_later = (place >= place.unsqueeze(1)).unsqueeze(2).unsqueeze(3)  # (to, from, 1, 1), or itself
+    share = (before.unsqueeze(2) - after.unsqueeze(1)).masked_fill(is_later, NEVER).exp()
+    return (share * passed_on.unsqueeze(1)).sum(2)
 
 
-def _cut(x: Tensor) -> Tensor:
-    """Cut (B, T, E, N) into chunks (B, n, LENGTH, E, N), filled up with zeros."""
+def _cut(x: Tensor, length: int) -> Tensor:
+    """Cut (B, T, ...) into chunks (B, n, length, ...), filled up with zeros."""
     # an exporter would take an axis of size 1 for fixed, so there are never fewer than two chunks
-    n = x.shape[1] // LENGTH + 2 if torch.compiler.is_exporting() else -(-x.shape[1] // LENGTH)
-    batch, num_tokens, channels, states = x.shape
-    return F.pad(x, (0, 0, 0, 0, 0, n * LENGTH - num_tokens)).reshape(batch, n, LENGTH, channels, states)
+    n = x.shape[1] // length + 2 if torch.compiler.is_exporting() else -(-x.shape[1] // length)
+    behind = (0, 0) * (x.ndim - 2) + (0, n * length - x.shape[1])
+    return F.pad(x, behind).reshape(x.shape[0], n, length, *x.shape[2:])
