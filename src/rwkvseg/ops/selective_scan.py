@@ -57,16 +57,16 @@ def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) 
     )
     state = torch.zeros_like(places[0][1]).unsqueeze(3) * rate  # (B, n, E, N)
     for place in places:
-        state = _next_state(state, *place, rate)
+        state = _next_state(state, rate, *place)
     state = _before(steps.sum(2).unsqueeze(3) * rate, state, level=0)
     out = []
     for place, read in zip(places, _cut(c, length).unbind(2), strict=True):
-        state = _next_state(state, *place, rate)
+        state = _next_state(state, rate, *place)
         out.append((state * read.unsqueeze(2)).sum(3))
     return torch.stack(out, 2).flatten(1, 2).narrow(1, 0, x.shape[1]).to(x.dtype)
 
 
-def _next_state(state: Tensor, step: Tensor, entering: Tensor, b: Tensor, rate: Tensor) -> Tensor:
+def _next_state(state: Tensor, rate: Tensor, step: Tensor, entering: Tensor, b: Tensor) -> Tensor:
     """One token of every chunk. state: (B, n, E, N); step, entering: (B, n, E); b: (B, n, N)."""
     return torch.exp(step.unsqueeze(3) * rate) * state + entering.unsqueeze(3) * b.unsqueeze(2)
 
