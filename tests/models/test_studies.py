@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from study_cases import SMALL, build_study, images
 from torch import Tensor, nn
 
+from rwkvseg.data.transforms import Preprocessing
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
-from rwkvseg.models import RWKVUNet, RWKVUNetConfig, create_model
+from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
+from rwkvseg.models import RWKVUNet, RWKVUNetConfig, create_model, registry
 from rwkvseg.models.blocks import LayerNorm2d
 from rwkvseg.models.encoders import encoder_widths
 from rwkvseg.models.mixing import SpatialMix
@@ -243,6 +246,28 @@ def test_any_encoder_with_four_maps_may_stand_in_front() -> None:
     model(x).square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model(x[:, :1]).shape == (2, 3, 37, 53)
+
+
+def test_a_registered_encoder_is_saved_and_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+
+    @registry.register_model
+    def four_maps(**overrides: Any) -> RWKVUNet:
+        return RWKVUNet(registry.override_config(TINY, overrides), encoder=FourMaps())
+
+    model = create_model("four_maps", num_classes=2, skips=1).eval()
+    architecture = Architecture(name="four_maps", in_channels=3, num_classes=2, overrides={"skips": 1})
+    description = ModelDescription(
+        rwkvseg_version="0",
+        architecture=architecture,
+        labels={"background": 0, "organ": 1},
+        preprocessing=Preprocessing(),
+    )
+    save_model(tmp_path / "model", model, description)
+    loaded, _ = load_model(tmp_path / "model")
+    x = images(1, 3, 37, 53)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
 
 
 @pytest.mark.parametrize("strides", [(4, 8, 16, 32), (2, 4, 8), (16, 8, 4, 2)])
