@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from rwkvseg.ops.backends import is_exporting
+
 
 def recompute_inside(network: nn.Module, blocks: str) -> None:
     """Let parts of `network` keep only their inputs for the backward pass (arXiv:1604.06174).
@@ -31,7 +33,7 @@ def recompute_inside(network: nn.Module, blocks: str) -> None:
 
 def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *inputs: Any) -> Any:
-        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if not torch.is_grad_enabled() or is_exporting():
             return kind.forward(self, *inputs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

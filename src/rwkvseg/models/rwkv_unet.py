@@ -5,8 +5,9 @@ Where the papers' words and the authors' code differ, it follows the code: see d
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,10 @@ from rwkvseg.models.blocks import (
     pad_to_multiple,
     resize,
 )
-from rwkvseg.models.mixing import ChannelMix, SpatialMix
+from rwkvseg.models.encoders import create_encoder, encoder_widths
+from rwkvseg.models.mixers import create_mixer
+from rwkvseg.models.mixing import ChannelMix
+from rwkvseg.models.options import OWN_ENCODER, StudyOptions
 from rwkvseg.models.recompute import recompute_inside
 from rwkvseg.models.registry import override_config, register_model
 
@@ -32,8 +36,11 @@ FIRST_MIXING_STAGE = 3  # earlier stages are convolutional and use batch norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RWKVUNetConfig:
-    """What one RWKV-UNet is made of. Lists are taken for tuples; every field is checked."""
+class RWKVUNetConfig(StudyOptions):
+    """What one RWKV-UNet is made of. Lists are taken for tuples; every field is checked.
+
+    What the papers' studies vary (token mixer, skips, decoder, ...) stands in `StudyOptions`.
+    """
 
     depths: tuple[int, ...]
     """Blocks of stages 1 to 4, which work at strides 2, 4, 8 and 16."""
@@ -60,6 +67,7 @@ class RWKVUNetConfig:
     """Compute the maps inside blocks again in the backward pass: the same gradients in less memory."""
 
     def __post_init__(self) -> None:
+        StudyOptions.__post_init__(self)
         for name in ("depths", "widths", "expansions"):
             values = getattr(self, name)
             if (
@@ -143,18 +151,10 @@ class Encoder(nn.Module):
         inner = max(channels, 3)
         self.stem = PerceptionBlock(channels, config.stem_width, inner, norm=nn.Identity(), squeeze=True)
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
-        in_widths = (config.stem_width, *config.widths)
-        self.stages = nn.ModuleList()
-        for index, depth in enumerate(config.depths):
-            self.stages.append(
-                _build_stage(
-                    in_widths[index],
-                    config.widths[index],
-                    config.expansions[index],
-                    mixing=index + 1 >= FIRST_MIXING_STAGE,
-                    drop_path_rates=[rates.pop(0) for _ in range(depth)],
-                )
-            )
+        self.stages = nn.ModuleList(
+            _build_stage(config, number, drop_path_rates=[rates.pop(0) for _ in range(depth)])
+            for number, depth in enumerate(config.depths, start=1)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps of stages 1 to 4; the stem's own map feeds stage 1 only."""
@@ -166,21 +166,25 @@ class Encoder(nn.Module):
         return features
 
 
-def _build_stage(
-    in_width: int, width: int, expansion: float, *, mixing: bool, drop_path_rates: list[float]
-) -> nn.Sequential:
-    def norm(channels: int) -> nn.Module:
-        return LayerNorm2d(channels, eps=EPS) if mixing else nn.BatchNorm2d(channels, eps=EPS)
+def _build_stage(config: RWKVUNetConfig, number: int, *, drop_path_rates: list[float]) -> nn.Sequential:
+    late = number >= FIRST_MIXING_STAGE
+    mixer = config.mixer if late or config.shallow_mixer else "none"
+    block = _forms(config).block
 
-    first = PerceptionBlock(in_width, width, int(in_width * expansion * 2), norm=norm(in_width), stride=2)
+    def norm(channels: int) -> nn.Module:
+        return LayerNorm2d(channels, eps=EPS) if late else nn.BatchNorm2d(channels, eps=EPS)
+
+    in_width, width = (config.stem_width, *config.widths)[number - 1 : number + 1]
+    expansion = config.expansions[number - 1]
+    first = block(in_width, width, int(in_width * expansion * 2), norm=norm(in_width), stride=2)
     inner = int(width * expansion)
     others = [
-        PerceptionBlock(
+        block(
             width,
             width,
             inner,
             norm=norm(width),
-            mixer=SpatialMix(inner) if mixing else None,
+            mixer=create_mixer(mixer, inner),
             residual=True,
             drop_path_rate=rate,
         )
@@ -209,30 +213,42 @@ def check_and_repeat_grey(x: Tensor, config: RWKVUNetConfig) -> Tensor:
 class CrossChannelMix(nn.Module):
     """CCM: let the skip connections of three stages exchange channels at the finest of their sizes.
 
-    Maps (B, C_i, H_i, W_i), finest first -> maps of the same shapes. Projections run at each map's own size:
-    1x1 convolutions commute with bilinear resizing, and so does the bias, since the weights sum to one.
+    Maps (B, C_i, H_i, W_i), finest first -> the first `num_outputs` (default: all) of them, mixed.
+    Projections run at each map's own size: 1x1 convolutions commute with bilinear resizing, and so does the
+    bias, since the weights sum to one.
     """
 
-    def __init__(self, widths: tuple[int, ...], *, rate: int = 2, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        *,
+        rate: int = 2,
+        drop_path_rate: float = 0.0,
+        num_outputs: int | None = None,
+    ) -> None:
         super().__init__()
         inner = widths[0]
+        self.num_inputs = len(widths)
         self.project_in = nn.ModuleList(nn.Conv2d(width, inner, 1) for width in widths)
         self.channel_mix = ChannelMix(len(widths) * inner, rate)
         self.norm = LayerNorm2d(len(widths) * inner)
         self.drop_path = DropPath(drop_path_rate)
-        self.project_out = nn.ModuleList(nn.Conv2d(inner, width, 1) for width in widths)
+        self.project_out = nn.ModuleList(nn.Conv2d(inner, width, 1) for width in widths[:num_outputs])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Mix the maps' channels and hand each map back at its own width and size."""
+        """Mix the maps' channels and hand maps back, each at its own width and size."""
         size = _size(features[0])
         inward = [resize(project(x), size) for project, x in zip(self.project_in, features, strict=True)]
-        mixed = torch.cat(inward[::-1], dim=1)  # the published order: coarsest first
-        mixed = add_normed(mixed, self.channel_mix(mixed), self.norm, self.drop_path)
+        mixed = self.mix(torch.cat(inward[::-1], dim=1))  # the published order: coarsest first
         parts = mixed.chunk(len(features), dim=1)[::-1]
         return [
             project(resize(part, _size(x)))
-            for project, part, x in zip(self.project_out, parts, features, strict=True)
+            for project, part, x in zip(self.project_out, parts, features, strict=False)
         ]
+
+    def mix(self, x: Tensor) -> Tensor:
+        """x: all maps (B, C, H, W) -> same."""
+        return add_normed(x, self.channel_mix(x), self.norm, self.drop_path)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
@@ -260,21 +276,40 @@ class Decoder(nn.Module):
     def __init__(self, config: RWKVUNetConfig) -> None:
         super().__init__()
         first, second, third, fourth = config.widths
+        joined = [2 if level < config.skips else 1 for level in range(3)]  # of strides 2, 4, 8: with a skip?
+        widths = [fourth, joined[2] * third, joined[1] * second, joined[0] * first]
+        block = _forms(config).decoder_block
         self.blocks = nn.ModuleList(
-            [
-                DecoderBlock(fourth, third),
-                DecoderBlock(2 * third, second),
-                DecoderBlock(2 * second, first),
-                DecoderBlock(2 * first, config.stem_width),
-            ]
+            block(in_width, width, config.decoder_kernel)
+            for in_width, width in zip(widths, (third, second, first, config.stem_width), strict=True)
         )
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """x: the deepest map; skips: maps at strides 2, 4, 8, finest first."""
+        """x: the deepest map; skips: those kept of the maps at strides 2, 4, 8, finest first."""
         x = self.blocks[0](x)
-        for block, skip in zip(self.blocks[1:], reversed(skips), strict=True):
-            x = block(torch.cat([resize(x, _size(skip)), skip], dim=1))
+        for level, block in zip((2, 1, 0), self.blocks[1:], strict=True):
+            if level < len(skips):
+                x = block(torch.cat([resize(x, _size(skips[level])), skips[level]], dim=1))
+            else:
+                height, width = _size(x)
+                x = block(resize(x, (2 * height, 2 * width)))
         return x
+
+
+class Forms(NamedTuple):
+    """Of which blocks a network is built: those of this file, or for a study of the papers other ones."""
+
+    block: Callable[..., nn.Module]
+    ccm: type[CrossChannelMix]
+    decoder_block: Callable[[int, int, int], nn.Module]
+
+
+def _forms(config: RWKVUNetConfig) -> Forms:
+    if not config.has_rare_forms:
+        return Forms(PerceptionBlock, CrossChannelMix, DecoderBlock)
+    from rwkvseg.models.studies import study_forms  # they are made from the blocks of this file
+
+    return study_forms(config)
 
 
 class RWKVUNet(nn.Module):
@@ -283,13 +318,18 @@ class RWKVUNet(nn.Module):
     Sizes that are no multiple of 16 are padded at the bottom and right by repeating the border, and the
     logits are cropped; the token count T, by which SpatialMix scales its decay, is that of the padded map.
     Training on one image of at most 16 x 16 is impossible: batch norm needs more than one deepest pixel.
+    Any module with four maps at strides 2, 4, 8, 16 may be the `encoder`: see rwkvseg/models/encoders.py.
     """
 
-    def __init__(self, config: RWKVUNetConfig) -> None:
+    def __init__(self, config: RWKVUNetConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
+        if encoder is None and config.encoder != OWN_ENCODER:
+            encoder = create_encoder(config.encoder, _stem_channels(config))
+        if encoder is not None:
+            config = replace(config, widths=encoder_widths(encoder, _stem_channels(config)))
         self.config = config
-        self.encoder = Encoder(config)
-        self.ccm = CrossChannelMix(config.widths[:3], drop_path_rate=config.drop_path_rate)
+        self.encoder = Encoder(config) if encoder is None else encoder
+        self.ccm = _build_ccm(config)
         self.decoder = Decoder(config)
         self.head = nn.Conv2d(config.stem_width, config.num_classes, 1)
         if config.gradient_checkpointing:
@@ -305,9 +345,21 @@ class RWKVUNet(nn.Module):
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, STRIDE)
         *skips, deepest = self.encoder(x)
+        skips = skips[: self.config.skips] if self.ccm is None else self.ccm(skips[: self.ccm.num_inputs])
         # the head commutes with the last doubling as the CCM's projections do, on a quarter of the pixels
-        logits = resize(self.head(self.decoder(deepest, self.ccm(skips))), _size(x))
+        logits = resize(self.head(self.decoder(deepest, skips)), _size(x))
         return logits[..., :height, :width]
+
+
+def _build_ccm(config: RWKVUNetConfig) -> CrossChannelMix | None:
+    if not config.ccm or config.skips == 0:
+        return None
+    return _forms(config).ccm(
+        config.widths[: 3 if config.ccm_inputs == "all" else config.skips],
+        rate=config.ccm_rate,
+        drop_path_rate=config.drop_path_rate,
+        num_outputs=config.skips,
+    )
 
 
 TINY = RWKVUNetConfig(depths=(2, 2, 4, 2), widths=(32, 48, 96, 160), expansions=(2.0, 2.5, 3.0, 3.5))

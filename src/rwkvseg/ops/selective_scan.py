@@ -1,0 +1,113 @@
+"""The selective scan of Mamba (arXiv:2312.00752, section 3.3) in plain torch, to be compiled and exported.
+
+B: batch, T: tokens, E: channels, N: states of a channel. Tokens are cut into n chunks of L, which go through
+their tokens side by side: first from nothing, to learn what each passes on, then from what reaches it.
+Without gradients the largest temporary has T / L E N elements. No exponent is positive: nothing overflows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LENGTH = 8
+EXPORT_LEVELS = 2  # of chunks of chunks; leaves (T / LENGTH^3)^2 E N elements, less than T E N below 262,144
+NEVER = -1e32  # logarithm of no share at all
+
+
+def naive_selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Selective scan by its definition, token by token.
+
+    state[t] = exp(step[t] rate) state[t - 1] + step[t] b[t] x[t],  out[t] = sum over N of c[t] state[t]
+
+    Args:
+        x: values (B, T, E).
+        step: positive step sizes (B, T, E).
+        rate: negative rates (E, N).
+        b: shares of the values that enter the states (B, T, N).
+        c: shares of the states that are read (B, T, N).
+
+    Returns:
+        (B, T, E).
+    """
+    state = torch.zeros_like(x[:, 0]).unsqueeze(2) * rate  # (B, E, N)
+    out = []
+    for t in range(x.shape[1]):
+        entering = (step[:, t] * x[:, t]).unsqueeze(2) * b[:, t].unsqueeze(1)
+        state = torch.exp(step[:, t].unsqueeze(2) * rate) * state + entering
+        out.append((state * c[:, t].unsqueeze(1)).sum(2))
+    return torch.stack(out, 1)
+
+
+def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Selective scan, see `naive_selective_scan`, in chunks; it computes in float32, for float64 in float64.
+
+    Example:
+        >>> tokens, rate = torch.rand(5, 1, 40, 3).unbind(), -torch.ones(3, 3)
+        >>> fast, slow = (f(*tokens[:2], rate, *tokens[2:4]) for f in (selective_scan, naive_selective_scan))
+        >>> torch.allclose(fast, slow, atol=1e-4)
+        True
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values, step, rate, b, c = (part.to(wide) for part in (x, step, rate, b, c))
+    length = LENGTH if torch.compiler.is_exporting() else min(LENGTH, x.shape[1])
+    steps = _cut(step, length)
+    # one entry a place in the chunk, (B, n, E) or (B, n, N)
+    places = list(
+        zip(*(p.unbind(2) for p in (steps, _cut(step * values, length), _cut(b, length))), strict=True)
+    )
+    state = torch.zeros_like(places[0][1]).unsqueeze(3) * rate  # (B, n, E, N)
+    for place in places:
+        state = _next_state(state, rate, *place)
+    state = _before(steps.sum(2).unsqueeze(3) * rate, state, level=0)
+    out = []
+    for place, read in zip(places, _cut(c, length).unbind(2), strict=True):
+        state = _next_state(state, rate, *place)
+        out.append((state * read.unsqueeze(2)).sum(3))
+    return torch.stack(out, 2).flatten(1, 2).narrow(1, 0, x.shape[1]).to(x.dtype)
+
+
+def _next_state(state: Tensor, rate: Tensor, step: Tensor, entering: Tensor, b: Tensor) -> Tensor:
+    """One token of every chunk. state: (B, n, E, N); step, entering: (B, n, E); b: (B, n, N)."""
+    return torch.exp(step.unsqueeze(3) * rate) * state + entering.unsqueeze(3) * b.unsqueeze(2)
+
+
+def _before(exponent: Tensor, passed_on: Tensor, level: int) -> Tensor:
+    """Return the state before each chunk, where after[i] = exp(exponent[i]) after[i - 1] + passed_on[i].
+
+    exponent, passed_on: (B, n, E, N) -> same.
+    """
+    n = passed_on.shape[1]
+    exporting = torch.compiler.is_exporting()
+    if exporting and level == EXPORT_LEVELS:
+        return _before_of_few(exponent, passed_on)
+    length = LENGTH if exporting else min(LENGTH, n)
+    exponents, parts = _cut(exponent, length), _cut(passed_on, length)  # chunks of chunks
+    places = list(zip(exponents.unbind(2), parts.unbind(2), strict=True))
+    state = torch.zeros_like(places[0][1])
+    if exporting or n > length:
+        for its_exponent, part in places:
+            state = its_exponent.exp() * state + part
+        state = _before(exponents.sum(2), state, level + 1)
+    before = []
+    for its_exponent, part in places:
+        before.append(state)
+        state = its_exponent.exp() * state + part
+    return torch.stack(before, 2).flatten(1, 2).narrow(1, 0, n)
+
+
+def _before_of_few(exponent: Tensor, passed_on: Tensor) -> Tensor:
+    """Return the same, each chunk from each earlier one, without a step for each."""
+    after = exponent.cumsum(1)
+    before = F.pad(after, (0, 0, 0, 0, 1, -1))
+    place = torch.arange(exponent.shape[1], device=exponent.device)
+    is_later = (place >= place.unsqueeze(1)).unsqueeze(2).unsqueeze(3)  # (to, from, 1, 1), or itself
+    share = (before.unsqueeze(2) - after.unsqueeze(1)).masked_fill(is_later, NEVER).exp()
+    return (share * passed_on.unsqueeze(1)).sum(2)
+
+
+def _cut(x: Tensor, length: int) -> Tensor:
+    """Cut (B, T, ...) into chunks (B, n, length, ...), filled up with zeros."""
+    # an exporter would take an axis of size 1 for fixed, so there are never fewer than two chunks
+    n = x.shape[1] // length + 2 if torch.compiler.is_exporting() else -(-x.shape[1] // length)
+    behind = (0, 0) * (x.ndim - 2) + (0, n * length - x.shape[1])
+    return F.pad(x, behind).reshape(x.shape[0], n, length, *x.shape[2:])
