@@ -74,7 +74,7 @@ def test_logits(regenerate):
 
     image = torch.sin(torch.arange(3 * 48 * 56, dtype=torch.float32).view(1, 3, 48, 56) * 0.37)
     lines = []
-    for size in ("tiny", "small", "base"):
+    for size in ("nano", "tiny", "small", "base"):
         torch.manual_seed(0)
         network = create_model(f"rwkv_unet_{size}", num_classes=2).eval()
         with torch.inference_mode():

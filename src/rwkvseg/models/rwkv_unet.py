@@ -55,6 +55,12 @@ class RWKVUNetConfig:
     drop_path_rate: float = 0.05
     """Probability of dropping a residual in training: rising from 0 over the blocks, whole in the CCM."""
 
+    decoder_kernel: int = 9
+    """Side of the decoder's depthwise convolutions, an odd number."""
+
+    ccm_width: int | None = None
+    """Channels that each stage brings into the CCM; None: as many as stage 1 puts out."""
+
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "expansions"):
             values = getattr(self, name)
@@ -65,7 +71,8 @@ class RWKVUNetConfig:
             ):
                 raise UsageError(f"{name} is {values!r}. Give four positive numbers, one for each stage.")
             object.__setattr__(self, name, tuple(values))
-        for name in ("stem_width", "in_channels", "num_classes"):
+        inner = () if self.ccm_width is None else ("ccm_width",)
+        for name in ("stem_width", "in_channels", "num_classes", *inner):
             if not _positive(getattr(self, name), int):
                 raise UsageError(f"{name} is {getattr(self, name)!r}. Give an integer of at least 1.")
         for name in ("depths", "widths"):
@@ -75,6 +82,8 @@ class RWKVUNetConfig:
             raise UsageError(
                 f"expansions {self.expansions} leave no channel of widths {self.widths}. Raise them."
             )
+        if not _positive(self.decoder_kernel, int) or self.decoder_kernel % 2 == 0:
+            raise UsageError(f"decoder_kernel is {self.decoder_kernel!r}. Give an odd integer, such as 9.")
         rate = self.drop_path_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
             raise UsageError(f"drop_path_rate is {rate!r}. Give a number from 0 to below 1.")
@@ -190,9 +199,16 @@ class CrossChannelMix(nn.Module):
     1x1 convolutions commute with bilinear resizing, and so does the bias, since the weights sum to one.
     """
 
-    def __init__(self, widths: tuple[int, ...], *, rate: int = 2, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        *,
+        inner: int | None = None,
+        rate: int = 2,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
-        inner = widths[0]
+        inner = inner or widths[0]
         self.project_in = nn.ModuleList(nn.Conv2d(width, inner, 1) for width in widths)
         self.channel_mix = ChannelMix(len(widths) * inner, rate)
         self.norm = LayerNorm2d(len(widths) * inner)
@@ -237,12 +253,13 @@ class Decoder(nn.Module):
     def __init__(self, config: RWKVUNetConfig) -> None:
         super().__init__()
         first, second, third, fourth = config.widths
+        kernel = config.decoder_kernel
         self.blocks = nn.ModuleList(
             [
-                DecoderBlock(fourth, third),
-                DecoderBlock(2 * third, second),
-                DecoderBlock(2 * second, first),
-                DecoderBlock(2 * first, config.stem_width),
+                DecoderBlock(fourth, third, kernel),
+                DecoderBlock(2 * third, second, kernel),
+                DecoderBlock(2 * second, first, kernel),
+                DecoderBlock(2 * first, config.stem_width, kernel),
             ]
         )
 
@@ -266,7 +283,9 @@ class RWKVUNet(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.ccm = CrossChannelMix(config.widths[:3], drop_path_rate=config.drop_path_rate)
+        self.ccm = CrossChannelMix(
+            config.widths[:3], inner=config.ccm_width, drop_path_rate=config.drop_path_rate
+        )
         self.decoder = Decoder(config)
         self.head = nn.Conv2d(config.stem_width, config.num_classes, 1)
 
@@ -290,9 +309,22 @@ class RWKVUNet(nn.Module):
         return logits[..., :height, :width]
 
 
+NANO = RWKVUNetConfig(  # ours, not published: docs/reference/rwkv_unet.md says how it was chosen
+    depths=(2, 2, 4, 2),
+    widths=(16, 32, 56, 80),
+    expansions=(1.5, 2.0, 2.5, 2.0),
+    stem_width=8,
+    ccm_width=8,
+)
 TINY = RWKVUNetConfig(depths=(2, 2, 4, 2), widths=(32, 48, 96, 160), expansions=(2.0, 2.5, 3.0, 3.5))
 SMALL = RWKVUNetConfig(depths=(3, 3, 6, 3), widths=(32, 64, 128, 192), expansions=(2.0, 2.5, 3.0, 4.0))
 BASE = RWKVUNetConfig(depths=(3, 3, 6, 3), widths=(48, 72, 144, 240), expansions=(2.0, 2.5, 4.0, 4.0))
+
+
+@register_model
+def rwkv_unet_nano(**overrides: Any) -> RWKVUNet:
+    """Our ultra-light RWKV-UNet, 0.57 M parameters; not from the papers."""
+    return RWKVUNet(override_config(NANO, overrides))
 
 
 @register_model
