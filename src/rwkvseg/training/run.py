@@ -1,11 +1,6 @@
 """A run from recipe to report: prepare the folder, fit, export the model, test it on unseen cases."""
 
-import logging
-import signal
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +26,7 @@ from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import check_run, describe_run, open_recipe_data, part_files
 
@@ -110,14 +106,14 @@ class _Run:
             self.out / "checkpoints", every=settings.checkpoint_every, validate_every=settings.validate_every
         )
         last = self.out / "checkpoints" / "last.ckpt"
-        with _quiet_lightning():
+        with quiet_lightning():
             trainer = self._trainer([history, TrainingProgress(self.console), *saving])
             resumed = last if last.exists() else None
-            with _keyboard_interrupt_passes(trainer):
+            with keyboard_interrupt_passes(trainer):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         torch.backends.cudnn.benchmark = False  # single images of many sizes are to follow
         if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
-            with _quiet_lightning():
+            with quiet_lightning():
                 trainer.save_checkpoint(last)
         return history
 
@@ -255,35 +251,3 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
         "mean": content["mean"],
         "classes": content["classes"],
     }
-
-
-@contextmanager
-def _keyboard_interrupt_passes(trainer: Trainer) -> Iterator[None]:
-    """Undo what Lightning does on Ctrl-C: it ignores further ones and exits with code 1."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as exit_of_lightning:
-        if trainer.interrupted and isinstance(exit_of_lightning.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from exit_of_lightning
-        raise
-    finally:
-        with suppress(ValueError, TypeError):  # another thread, or a handler that is not Python's
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice about workers, devices and logging intervals away from the user."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

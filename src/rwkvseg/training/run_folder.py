@@ -21,6 +21,7 @@ from rwkvseg.errors import DataError, RecipeError, UsageError
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.recipe_file import RecipeFile
 
 DESCRIPTION = "recipe.yaml"
 
@@ -72,7 +73,7 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
         return
     if not resume:
         raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
-    _require_same_recipe(described, recipe)
+    require_same_recipe(described, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
 
 
@@ -96,7 +97,15 @@ def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFile
     return [by_id[case] for case in getattr(split, part)]
 
 
-def _require_same_recipe(path: Path, recipe: Recipe) -> None:
+def require_same_recipe(
+    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file")
+) -> None:
+    """Refuse a recipe that differs from the one in `path`, except in the keys `free`.
+
+    Raises:
+        RecipeError: it differs.
+        DataError: the file cannot be read.
+    """
     try:
         old = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
@@ -105,9 +114,7 @@ def _require_same_recipe(path: Path, recipe: Recipe) -> None:
     new = _flatten(recipe.model_dump(mode="json"))
     # where data and split file lie may change; what they hold is checked by the cases' checksums
     differing = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and key not in ("data.path", "split.file")
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in free
     )
     if differing:
         told = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:5])
