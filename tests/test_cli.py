@@ -79,7 +79,7 @@ def edit(path, change):
     Image.fromarray(change(values)).save(path)
 
 
-VERBS = ["train", "predict", "evaluate", "demo"]
+VERBS = ["train", "pretrain", "predict", "evaluate", "demo"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

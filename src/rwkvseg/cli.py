@@ -107,6 +107,38 @@ def train(
 
 
 @app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/pretrain_*.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")] = None,
+    device: DeviceOption = Device.auto,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")] = False,
+) -> None:
+    """Train an encoder alone, to classify pictures or to paint hidden parts of them, and keep its weights.
+
+    Examples:
+        rwkvseg pretrain recipes/pretrain_imagenet_tiny.yaml --data imagenet -o runs/imagenet
+
+        rwkvseg pretrain recipes/pretrain_masked_kvasir_tiny.yaml --data Kvasir-SEG --set training.epochs=100
+    """
+    from rwkvseg.training.pretrain import pretrain as run_pretraining
+    from rwkvseg.training.pretrain_recipe import PretrainRecipe
+
+    changes = list(changes or [])
+    if data is not None:
+        changes.append(f"data.path={json.dumps(str(data), ensure_ascii=False)}")
+    content = PretrainRecipe.from_file(recipe, changes=changes)
+    folder = out or Path("runs") / content.name
+    console = Console()
+    result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)
+    for path in result.encoders:
+        _say(console, f"encoder: {path}")
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Option("-m", "--model", help="Run or model folder.")],
     inputs: Annotated[Path, typer.Option("-i", "--input", help="Image, volume, or a folder of them.")],

@@ -85,7 +85,7 @@ def test_logits(regenerate):
     compare("logits.txt", "statistic value\n" + "\n".join(lines) + "\n", regenerate, equal=close)
 
 
-@pytest.mark.parametrize("verb", ["rwkvseg", "train", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["rwkvseg", "train", "pretrain", "predict", "evaluate", "demo"])
 def test_help(verb, regenerate):
     """The help as a terminal of 80 columns shows it, without borders."""
     need_pinned("typer", "it lays the help out in another way")

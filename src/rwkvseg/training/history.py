@@ -73,11 +73,13 @@ class History(Callback):  # type: ignore[misc]
             row[name] = None if math.isnan(value) else value
         row["seconds"] = round(self._before + time.perf_counter() - self._started, 2)
         self.rows.append(row)
-        self._write_table()
+        if trainer.is_global_zero:
+            self._write_table()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves once, at the end."""
-        draw_curves(self.rows, self.folder / "curves.png", self.score)
+        if trainer.is_global_zero:
+            draw_curves(self.rows, self.folder / "curves.png", self.score)
 
     def _write_table(self) -> None:
         text = io.StringIO()

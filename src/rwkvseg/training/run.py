@@ -29,6 +29,7 @@ from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import check_run, describe_run, open_recipe_data, part_files
+from rwkvseg.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -132,27 +133,15 @@ class _Run:
         return network
 
     def _trainer(self, callbacks: list[Any]) -> Trainer:
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.set_float32_matmul_precision("high")
-        precision = self.recipe.training.precision
-        mixed = precision == "bfloat16" or (precision == "auto" and cuda)
-        return Trainer(
-            accelerator="gpu" if cuda else "cpu",
-            devices=1,
-            precision="bf16-mixed" if mixed else "32-true",
-            max_epochs=self.recipe.training.epochs,
-            check_val_every_n_epoch=self.recipe.training.validate_every,
-            gradient_clip_val=self.recipe.optimizer.gradient_clip,
-            callbacks=callbacks,
-            plugins=[SafeCheckpointIO()],
-            default_root_dir=self.out,
-            benchmark=cuda,  # without cuDNN's trials inference took 30 ms a batch instead of 15 to 22
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+        settings = self.recipe.training
+        return build_trainer(
+            self.out,
+            self.device,
+            callbacks,
+            precision=settings.precision,
+            epochs=settings.epochs,
+            validate_every=settings.validate_every,
+            gradient_clip=self.recipe.optimizer.gradient_clip,
         )
 
     def finish(self, network: nn.Module, history: History, started: float) -> RunResult:

@@ -1,0 +1,228 @@
+"""Pre-train an encoder, from recipe to encoder file.
+
+RUN/
+    recipe.yaml environment.json pictures.json   before the first step
+    metrics.csv checkpoints/last.ckpt            every epoch (or as the recipe says)
+    curves.png encoder.safetensors [encoder_ema.safetensors]
+    summary.json                                 last of all: a run with it is complete
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rwkvseg.data.files import read_json
+from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.inference.device import choose_device
+from rwkvseg.models.pretraining import EncoderClassifier, MaskedReconstruction
+from rwkvseg.models.registry import create_model
+from rwkvseg.models.rwkv_unet import RWKVUNet, RWKVUNetConfig
+from rwkvseg.output import write_json, write_text
+from rwkvseg.training.checkpoints import last_checkpoint
+from rwkvseg.training.encoder_file import save_encoder
+from rwkvseg.training.environment import describe_environment
+from rwkvseg.training.history import History, Score, TrainingProgress
+from rwkvseg.training.pretrain_data import Pictures, PretrainData, open_pictures
+from rwkvseg.training.pretrain_module import PretrainModule
+from rwkvseg.training.pretrain_recipe import PretrainRecipe
+from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
+from rwkvseg.training.run_folder import DESCRIPTION, require_same_recipe
+from rwkvseg.training.trainer import build_trainer
+
+TOP1 = ("val_top1", "val_top5")
+Pretrained = EncoderClassifier | MaskedReconstruction
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """Where a finished pre-training lies, its summary, and its encoder files: last weights, then average."""
+
+    folder: Path
+    summary: dict[str, Any]
+    encoders: tuple[Path, ...]
+
+
+def pretrain(
+    recipe: PretrainRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    console: Console | None = None,
+) -> PretrainResult:
+    """Carry out a recipe of pre-training; `encoder.safetensors` then feeds `create_model(encoder_weights=)`.
+
+    Killed at any moment, the same call with `resume=True` goes on from the last saved epoch; on a CPU the
+    result equals that of an uninterrupted run bit for bit.
+
+    Args:
+        recipe: the whole description.
+        out: the run folder, made when missing.
+        device: "auto", "cpu" or "cuda"; how many, `training.devices` says.
+        resume: continue the run in `out`; where there is none yet, start it.
+        console: where progress goes; None keeps quiet.
+
+    Raises:
+        UsageError: `out` holds a run and `resume` is not set.
+        RecipeError: the recipe lacks something or differs from the run's, or its network has no encoder.
+        DataError: pictures that cannot be used, or others than the run began with.
+        BackendError: the device is not there.
+        OutputError: a result cannot be written.
+    """
+    started = time.perf_counter()
+    chosen = choose_device(device)
+    # Lightning starts the other processes of a run on several devices by this very command
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    pictures = open_pictures(recipe)
+    if first:
+        _check_run(out, recipe, pictures, resume=resume)
+    network, config = build_network(recipe, len(pictures.classes))
+    if first:
+        _describe_run(out, recipe, pictures, chosen)
+    console = console if console is not None and first else Console(quiet=True)
+    console.print(_sentence(pictures), highlight=False, soft_wrap=True, markup=False)
+    module, history = _fit(recipe, out, network, pictures, (chosen, console))
+    if not first:
+        return PretrainResult(out, {}, ())
+    encoders = _export(recipe, out, module, config)
+    summary = _summary(recipe, pictures, network, history, chosen)
+    summary["total_seconds"] = round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
+    write_json(out / "summary.json", summary)
+    return PretrainResult(out, summary, encoders)
+
+
+def build_network(recipe: PretrainRecipe, num_classes: int) -> tuple[Pretrained, RWKVUNetConfig]:
+    """Make the network of the recipe's task with the fresh weights of its seed, and the encoder's config.
+
+    Raises:
+        RecipeError: a network without an encoder of ours.
+    """
+    torch.manual_seed(recipe.training.seed)
+    model = create_model(recipe.model.name, in_channels=3, **recipe.model.overrides)
+    if not isinstance(model, RWKVUNet):
+        raise RecipeError(
+            f"{recipe.model.name} has no encoder that could be trained alone. Set model.name to an RWKV-UNet."
+        )
+    config = model.config
+    torch.manual_seed(recipe.training.seed)
+    classify = recipe.task == "classify"
+    network = EncoderClassifier(config, num_classes) if classify else MaskedReconstruction(config)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.training.compile:
+        network.compile()
+    return network, config
+
+
+def _sentence(pictures: Pictures) -> str:
+    text = f"{len(pictures.train)} pictures to train on"
+    if pictures.val:
+        text += f", {len(pictures.val)} to validate, {len(pictures.classes)} classes"
+    left_out = pictures.record.get("left_out_as_equal_to", {})
+    return text + (f"; {len(left_out)} left out: equal to held-out ones" if left_out else "")
+
+
+def _check_run(out: Path, recipe: PretrainRecipe, pictures: Pictures, *, resume: bool) -> None:
+    if not (out / DESCRIPTION).exists():
+        return
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
+    free = ("data.path", *(f"data.sources.{name}.path" for name in recipe.data.sources))
+    files = tuple(f"data.sources.{name}.{key}" for name in recipe.data.sources for key in ("recipe", "list"))
+    require_same_recipe(out / DESCRIPTION, recipe, free=free + files)
+    if read_json(out / "pictures.json") != json.loads(json.dumps(pictures.record)):
+        raise DataError(
+            f"the pictures differ from those in {out / 'pictures.json'} that the run began with. "
+            "Restore them, or start a new run with another --out."
+        )
+
+
+def _describe_run(out: Path, recipe: PretrainRecipe, pictures: Pictures, device: torch.device) -> None:
+    if (out / DESCRIPTION).exists():
+        return
+    write_json(out / "environment.json", describe_environment(device))
+    write_json(out / "pictures.json", pictures.record)
+    write_text(out / DESCRIPTION, recipe.to_yaml())
+
+
+def _fit(
+    recipe: PretrainRecipe,
+    out: Path,
+    network: Pretrained,
+    pictures: Pictures,
+    where: tuple[torch.device, Console],
+) -> tuple[PretrainModule, History]:
+    settings, (device, console) = recipe.training, where
+    averaged = ("ema_top1", "ema_top5") if settings.ema is not None else ()
+    score = Score((*TOP1, *averaged) if recipe.task == "classify" else (), "top-1")
+    history = History(out, score)
+    callbacks = [
+        history,
+        TrainingProgress(console, score),
+        last_checkpoint(out / "checkpoints", every=settings.checkpoint_every),
+    ]
+    module = PretrainModule(network, recipe)
+    last = out / "checkpoints" / "last.ckpt"
+    with quiet_lightning():
+        trainer = build_trainer(
+            out,
+            device,
+            callbacks,
+            precision=settings.precision,
+            epochs=settings.epochs,
+            validate_every=settings.validate_every,
+            gradient_clip=recipe.optimizer.gradient_clip,
+            devices=settings.devices,
+        )
+        with keyboard_interrupt_passes(trainer):
+            data = PretrainData(pictures, recipe)
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
+            trainer.save_checkpoint(last)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return module, history
+
+
+def _export(
+    recipe: PretrainRecipe, out: Path, module: PretrainModule, config: RWKVUNetConfig
+) -> tuple[Path, ...]:
+    networks: dict[str, Any] = {"encoder.safetensors": module.network}
+    if module.average is not None:
+        networks["encoder_ema.safetensors"] = module.average.module
+    protocol = {"recipe": recipe.name, "task": recipe.task, "epochs": recipe.training.epochs}
+    protocol |= {"seed": recipe.training.seed, "normalisation": recipe.pictures.normalisation}
+    protocol |= {"licence": recipe.data.licence}
+    for name, network in networks.items():
+        save_encoder(out / name, network.encoder, model=recipe.model.name, config=config, protocol=protocol)
+    return tuple(out / name for name in networks)
+
+
+def _summary(
+    recipe: PretrainRecipe, pictures: Pictures, network: Pretrained, history: History, device: torch.device
+) -> dict[str, Any]:
+    last = history.rows[-1]
+    seconds = float(last["seconds"] or 0.0)
+    seen = int(last["step"] or 0) * recipe.training.batch_size
+    cuda = device.type == "cuda"
+    figures = ("train_loss", "val_loss", *history.score.names)
+    return {
+        "recipe": recipe.name,
+        "task": recipe.task,
+        "model": recipe.model.name,
+        "encoder_parameters": sum(parameter.numel() for parameter in network.encoder.parameters()),
+        "pictures": {"train": len(pictures.train), "val": len(pictures.val)},
+        "classes": len(pictures.classes) or None,
+        "epochs": len(history.rows),
+        "devices": recipe.training.devices,
+        "training_seconds": seconds,
+        "images_per_second": round(seen / seconds, 1) if seconds else None,  # validation included
+        "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+        "results": {name: last[name] for name in figures},
+    }
