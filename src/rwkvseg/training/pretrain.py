@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from rich.console import Console
 
 from rwkvseg.data.files import read_json
@@ -35,6 +36,8 @@ from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.run_folder import DESCRIPTION, require_same_recipe
 from rwkvseg.training.trainer import build_trainer
 
+# Lightning starts the other processes of a run on several devices by the same command, with their rank set
+FIRST_PROCESS = os.environ.get("LOCAL_RANK", "0") == "0"
 TOP1 = ("val_top1", "val_top5")
 Pretrained = EncoderClassifier | MaskedReconstruction
 
@@ -58,8 +61,8 @@ def pretrain(
 ) -> PretrainResult:
     """Carry out a recipe of pre-training; `encoder.safetensors` then feeds `create_model(encoder_weights=)`.
 
-    Killed at any moment, the same call with `resume=True` goes on from the last saved epoch; on a CPU the
-    result equals that of an uninterrupted run bit for bit.
+    Killed at any moment, the same call with `resume=True` goes on; on a CPU the result is that of an
+    uninterrupted run, bit for bit.
 
     Args:
         recipe: the whole description.
@@ -76,25 +79,17 @@ def pretrain(
         OutputError: a result cannot be written.
     """
     started = time.perf_counter()
-    chosen = choose_device(device)
-    # Lightning starts the other processes of a run on several devices by this very command
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    pictures = open_pictures(recipe)
-    if first:
+    pictures, chosen = open_pictures(recipe), choose_device(device)
+    if FIRST_PROCESS:
         _check_run(out, recipe, pictures, resume=resume)
     network, config = build_network(recipe, len(pictures.classes))
-    if first:
+    if FIRST_PROCESS:
         _describe_run(out, recipe, pictures, chosen)
-    console = console if console is not None and first else Console(quiet=True)
-    console.print(_sentence(pictures), highlight=False, soft_wrap=True, markup=False)
-    module, history = _fit(recipe, out, network, pictures, (chosen, console))
-    if not first:
-        return PretrainResult(out, {}, ())
-    encoders = _export(recipe, out, module, config)
-    summary = _summary(recipe, pictures, network, history, chosen)
-    summary["total_seconds"] = round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
-    write_json(out / "summary.json", summary)
-    return PretrainResult(out, summary, encoders)
+    if console is None or not FIRST_PROCESS:
+        console = Console(quiet=True)
+    run = _Pretraining(recipe, out, pictures, chosen, console)
+    module, history = run.fit(network)
+    return run.finish(module, config, history, started)
 
 
 def build_network(recipe: PretrainRecipe, num_classes: int) -> tuple[Pretrained, RWKVUNetConfig]:
@@ -119,12 +114,113 @@ def build_network(recipe: PretrainRecipe, num_classes: int) -> tuple[Pretrained,
     return network, config
 
 
-def _sentence(pictures: Pictures) -> str:
-    text = f"{len(pictures.train)} pictures to train on"
-    if pictures.val:
-        text += f", {len(pictures.val)} to validate, {len(pictures.classes)} classes"
-    left_out = pictures.record.get("left_out_as_equal_to", {})
-    return text + (f"; {len(left_out)} left out: equal to held-out ones" if left_out else "")
+@dataclass(frozen=True)
+class _Pretraining:
+    recipe: PretrainRecipe
+    out: Path
+    pictures: Pictures
+    device: torch.device
+    console: Console
+
+    def fit(self, network: Pretrained) -> tuple[PretrainModule, History]:
+        """Train from the start or from the last checkpoint; the module then holds the last weights."""
+        settings = self.recipe.training
+        self._say_what_is_seen()
+        averaged = ("ema_top1", "ema_top5") if settings.ema is not None else ()
+        score = Score((*TOP1, *averaged) if self.recipe.task == "classify" else (), "top-1")
+        history = History(self.out, score)
+        saving = last_checkpoint(self.out / "checkpoints", every=settings.checkpoint_every)
+        module, data = PretrainModule(network, self.recipe), PretrainData(self.pictures, self.recipe)
+        last = self.out / "checkpoints" / "last.ckpt"
+        with quiet_lightning():
+            trainer = self._trainer([history, TrainingProgress(self.console, score), saving])
+            resumed = last if last.exists() else None
+            with keyboard_interrupt_passes(trainer):
+                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+            if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
+                trainer.save_checkpoint(last)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        return module, history
+
+    def _say_what_is_seen(self) -> None:
+        pictures = self.pictures
+        text = f"{len(pictures.train)} pictures to train on"
+        if pictures.val:
+            text += f", {len(pictures.val)} to validate, {len(pictures.classes)} classes"
+        left_out = len(pictures.record.get("left_out_as_equal_to", {}))
+        text += f"; {left_out} left out: equal to held-out ones" if left_out else ""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _trainer(self, callbacks: list[Any]) -> Trainer:
+        settings = self.recipe.training
+        return build_trainer(
+            self.out,
+            self.device,
+            callbacks,
+            precision=settings.precision,
+            epochs=settings.epochs,
+            validate_every=settings.validate_every,
+            gradient_clip=self.recipe.optimizer.gradient_clip,
+            devices=settings.devices,
+        )
+
+    def finish(
+        self, module: PretrainModule, config: RWKVUNetConfig, history: History, started: float
+    ) -> PretrainResult:
+        """Write encoder files and summary; of several processes only the first writes."""
+        if not FIRST_PROCESS:
+            return PretrainResult(self.out, {}, ())
+        networks: dict[str, Any] = {"encoder.safetensors": module.network}
+        if module.average is not None:
+            networks["encoder_ema.safetensors"] = module.average.module
+        for name, network in networks.items():
+            save_encoder(
+                self.out / name,
+                network.encoder,
+                model=self.recipe.model.name,
+                config=config,
+                protocol=self._protocol(),
+            )
+        summary = self._summary(module, history)
+        # of this call; a resumed run had more
+        summary["total_seconds"] = round(time.perf_counter() - started, 1)
+        write_json(self.out / "summary.json", summary)
+        return PretrainResult(self.out, summary, tuple(self.out / name for name in networks))
+
+    def _protocol(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name,
+            "task": recipe.task,
+            "pictures": len(self.pictures.train),
+            "epochs": recipe.training.epochs,
+            "seed": recipe.training.seed,
+            "normalisation": recipe.pictures.normalisation,
+            "licence": recipe.data.licence,
+        }
+
+    def _summary(self, module: PretrainModule, history: History) -> dict[str, Any]:
+        recipe, last = self.recipe, history.rows[-1]
+        encoder: Any = module.network.encoder
+        seconds = float(last["seconds"] or 0.0)
+        seen = int(last["step"] or 0) * recipe.training.batch_size
+        cuda = self.device.type == "cuda"
+        return {
+            "recipe": recipe.name,
+            "task": recipe.task,
+            "model": recipe.model.name,
+            "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+            "pictures": {"train": len(self.pictures.train), "val": len(self.pictures.val)},
+            "classes": len(self.pictures.classes) or None,
+            "epochs": len(history.rows),
+            "devices": recipe.training.devices,
+            "training_seconds": seconds,
+            "images_per_second": round(seen / seconds, 1) if seconds else None,  # validation included
+            "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            "results": {name: last[name] for name in ("train_loss", "val_loss", *history.score.names)},
+        }
 
 
 def _check_run(out: Path, recipe: PretrainRecipe, pictures: Pictures, *, resume: bool) -> None:
@@ -148,81 +244,3 @@ def _describe_run(out: Path, recipe: PretrainRecipe, pictures: Pictures, device:
     write_json(out / "environment.json", describe_environment(device))
     write_json(out / "pictures.json", pictures.record)
     write_text(out / DESCRIPTION, recipe.to_yaml())
-
-
-def _fit(
-    recipe: PretrainRecipe,
-    out: Path,
-    network: Pretrained,
-    pictures: Pictures,
-    where: tuple[torch.device, Console],
-) -> tuple[PretrainModule, History]:
-    settings, (device, console) = recipe.training, where
-    averaged = ("ema_top1", "ema_top5") if settings.ema is not None else ()
-    score = Score((*TOP1, *averaged) if recipe.task == "classify" else (), "top-1")
-    history = History(out, score)
-    callbacks = [
-        history,
-        TrainingProgress(console, score),
-        last_checkpoint(out / "checkpoints", every=settings.checkpoint_every),
-    ]
-    module = PretrainModule(network, recipe)
-    last = out / "checkpoints" / "last.ckpt"
-    with quiet_lightning():
-        trainer = build_trainer(
-            out,
-            device,
-            callbacks,
-            precision=settings.precision,
-            epochs=settings.epochs,
-            validate_every=settings.validate_every,
-            gradient_clip=recipe.optimizer.gradient_clip,
-            devices=settings.devices,
-        )
-        with keyboard_interrupt_passes(trainer):
-            data = PretrainData(pictures, recipe)
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
-            trainer.save_checkpoint(last)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return module, history
-
-
-def _export(
-    recipe: PretrainRecipe, out: Path, module: PretrainModule, config: RWKVUNetConfig
-) -> tuple[Path, ...]:
-    networks: dict[str, Any] = {"encoder.safetensors": module.network}
-    if module.average is not None:
-        networks["encoder_ema.safetensors"] = module.average.module
-    protocol = {"recipe": recipe.name, "task": recipe.task, "epochs": recipe.training.epochs}
-    protocol |= {"seed": recipe.training.seed, "normalisation": recipe.pictures.normalisation}
-    protocol |= {"licence": recipe.data.licence}
-    for name, network in networks.items():
-        save_encoder(out / name, network.encoder, model=recipe.model.name, config=config, protocol=protocol)
-    return tuple(out / name for name in networks)
-
-
-def _summary(
-    recipe: PretrainRecipe, pictures: Pictures, network: Pretrained, history: History, device: torch.device
-) -> dict[str, Any]:
-    last = history.rows[-1]
-    seconds = float(last["seconds"] or 0.0)
-    seen = int(last["step"] or 0) * recipe.training.batch_size
-    cuda = device.type == "cuda"
-    figures = ("train_loss", "val_loss", *history.score.names)
-    return {
-        "recipe": recipe.name,
-        "task": recipe.task,
-        "model": recipe.model.name,
-        "encoder_parameters": sum(parameter.numel() for parameter in network.encoder.parameters()),
-        "pictures": {"train": len(pictures.train), "val": len(pictures.val)},
-        "classes": len(pictures.classes) or None,
-        "epochs": len(history.rows),
-        "devices": recipe.training.devices,
-        "training_seconds": seconds,
-        "images_per_second": round(seen / seconds, 1) if seconds else None,  # validation included
-        "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "results": {name: last[name] for name in figures},
-    }

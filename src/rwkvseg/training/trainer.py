@@ -20,17 +20,10 @@ def build_trainer(
     gradient_clip: float | None,
     devices: int = 1,
 ) -> Trainer:
-    """Make the trainer of one run.
+    """Make the trainer of one run in the folder `out`.
 
-    Args:
-        out: the run folder.
-        device: CPU or CUDA.
-        callbacks: history, progress and checkpoints.
-        precision: "float32", "bfloat16", or "auto" (bfloat16 on CUDA).
-        epochs: to train for.
-        validate_every: epochs between validations.
-        gradient_clip: largest norm over all gradients, or None.
-        devices: GPUs, or processes on a CPU, each with its share of every batch.
+    `precision` "auto" is bfloat16 on CUDA. Of several `devices`, GPUs or processes on a CPU, each takes a
+    share of every batch.
     """
     cuda = device.type == "cuda"
     if cuda:
