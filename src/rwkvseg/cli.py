@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg import __version__
+from rwkvseg.cli_figure import figure_app
+from rwkvseg.cli_options import Device, DeviceOption
 from rwkvseg.errors import RWKVSegError
 from rwkvseg.progress import progress_bar
 
@@ -31,18 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(figure_app, name="figure")
 
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C
 COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class ProtocolName(StrEnum):
@@ -50,9 +45,6 @@ class ProtocolName(StrEnum):
 
     strict = "strict"
     transunet = "transunet"
-
-
-DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 
 
 def _print_version(wanted: bool) -> None:

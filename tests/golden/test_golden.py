@@ -85,16 +85,20 @@ def test_logits(regenerate):
     compare("logits.txt", "statistic value\n" + "\n".join(lines) + "\n", regenerate, equal=close)
 
 
-@pytest.mark.parametrize("verb", ["rwkvseg", "train", "pretrain", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["rwkvseg", "train", "pretrain", "predict", "evaluate", "demo", "figure", "figure erf"]
+)
 def test_help(verb, regenerate):
     """The help as a terminal of 80 columns shows it, without borders."""
     need_pinned("typer", "it lays the help out in another way")
     environment = dict(
         os.environ, COLUMNS=str(WIDTH), TERMINAL_WIDTH=str(WIDTH), NO_COLOR="1", PYTHONIOENCODING="utf-8"
     )
-    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else [verb]), "--help"]
+    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else verb.split()), "--help"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
     assert max(map(len, done.stdout.splitlines())) <= WIDTH
     text = re.sub(r"[─│╭╮╰╯]", " ", done.stdout)
     lines = [line.rstrip() for line in text.splitlines()]
-    compare(f"help_{verb}.txt", "\n".join(line for line in lines if line) + "\n", regenerate)
+    compare(
+        f"help_{verb.replace(' ', '_')}.txt", "\n".join(line for line in lines if line) + "\n", regenerate
+    )
