@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from rwkvseg.errors import DataError, RecipeError, UsageError
 from rwkvseg.models import RWKVUNetConfig, create_model
 from rwkvseg.training import history
-from rwkvseg.training.history import History
+from rwkvseg.training.history import History, Score, draw_curves
 from rwkvseg.training.pretrain import build_network, pretrain
 from rwkvseg.training.pretrain_module import PretrainModule, hits
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
@@ -216,6 +216,13 @@ def test_painting_lowers_its_loss_and_leaves_an_encoder(tree, tmp_path):
     assert result.summary["pictures"] == {"train": 18, "val": 0}
     network = create_model("rwkv_unet_tiny", **OVERRIDES)
     network.encoder.load_state_dict(load_file(result.encoders[0]), strict=True)
+
+
+@pytest.mark.parametrize("score", [Score(("val_top1", "val_top5"), "top-1"), Score(())])
+def test_curves_are_drawn_of_any_score(tmp_path, score):
+    row = {"epoch": 0, "train_loss": 1.0, "val_loss": None} | dict.fromkeys(score.names, 0.5)
+    draw_curves([row, row | {"epoch": 1}], tmp_path / "curves.png", score)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_recipe_or_other_pictures_cannot_resume(tree, tmp_path, undisturbed):
