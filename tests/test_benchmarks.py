@@ -223,3 +223,17 @@ def test_loop_of_a_file(script: Script, tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text(LOOP + " * 1.01")
     with pytest.raises(SystemExit, match="the loop is wrong"):
         bench.main(command)
+
+
+def test_images_a_second_of_nano(script: Script, tmp_path: Path) -> None:
+    bench: Any = script("bench_nano_cpu")
+    before = torch.get_num_threads()
+    command = ["--models", "rwkv_unet_nano", "--batches", "1", "2", "--size", "32", "--seconds", "0"]
+    try:
+        assert bench.main([*command, "--threads", "1", "--when-idle", "-o", str(tmp_path / "found.md")]) == 0
+    finally:
+        torch.set_num_threads(before)
+    rows = [line for line in (tmp_path / "found.md").read_text().splitlines() if "rwkv_unet_nano |" in line]
+    assert [row.split(" | ")[1:3] for row in rows] == [["0.54", "1"], ["0.54", "2"]]
+    assert 0 <= bench.busy_share(0.01) <= 1
+    assert all(float(figure) > 0 for row in rows for figure in row.strip("| ").split(" | ")[3:])

@@ -79,12 +79,12 @@ def edit(path, change):
     Image.fromarray(change(values)).save(path)
 
 
-VERBS = ["train", "predict", "evaluate", "convert-published", "models", "demo"]
+VERBS = ["train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, "figure erf", "figure resolution", "figure pareto"])
 def test_help_has_an_example(rwkvseg, verb):
-    code, out, err = rwkvseg(verb, "--help")
+    code, out, err = rwkvseg(*verb.split(), "--help")
     assert (code, err) == (0, "")
     assert re.search(rf"Examples?:\s+rwkvseg {verb} ", out)
 
@@ -122,6 +122,9 @@ def test_no_arguments_show_the_help(rwkvseg):
         ["models", "--num-classes", "0"],
         ["demo", "--seed", "-1"],
         ["demo", "--seed", "x"],
+        ["figure", "erf"],
+        ["figure", "erf", "-m", "rwkv_unet_tiny", "--size", "1"],
+        ["figure", "pareto"],
     ],
 )
 def test_a_wrong_command_line(fails, arguments):

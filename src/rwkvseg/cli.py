@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg import __version__
+from rwkvseg.cli_figure import figure_app
+from rwkvseg.cli_options import Device, DeviceOption
 from rwkvseg.errors import RWKVSegError
 from rwkvseg.progress import progress_bar
 
@@ -32,18 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(figure_app, name="figure")
 
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C
 COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class ProtocolName(StrEnum):
@@ -59,9 +54,6 @@ class Variant(StrEnum):
     tiny = "tiny"
     small = "small"
     base = "base"
-
-
-DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,6 +105,38 @@ def train(
         _print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
         _say(console, f"report: {evaluation.report}")
     _say(console, f"model:  {folder / 'model'}")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/pretrain_*.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")] = None,
+    device: DeviceOption = Device.auto,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")] = False,
+) -> None:
+    """Train an encoder alone, to classify pictures or to paint hidden parts of them, and keep its weights.
+
+    Examples:
+        rwkvseg pretrain recipes/pretrain_imagenet_tiny.yaml --data imagenet -o runs/imagenet
+
+        rwkvseg pretrain recipes/pretrain_masked_kvasir_tiny.yaml --data Kvasir-SEG --set training.epochs=100
+    """
+    from rwkvseg.training.pretrain import pretrain as run_pretraining
+    from rwkvseg.training.pretrain_recipe import PretrainRecipe
+
+    changes = list(changes or [])
+    if data is not None:
+        changes.append(f"data.path={json.dumps(str(data), ensure_ascii=False)}")
+    content = PretrainRecipe.from_file(recipe, changes=changes)
+    folder = out or Path("runs") / content.name
+    console = Console()
+    result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)
+    for path in result.encoders:
+        _say(console, f"encoder: {path}")
 
 
 @app.command()

@@ -74,7 +74,7 @@ def test_logits(regenerate):
 
     image = torch.sin(torch.arange(3 * 48 * 56, dtype=torch.float32).view(1, 3, 48, 56) * 0.37)
     lines = []
-    for size in ("tiny", "small", "base"):
+    for size in ("nano", "tiny", "small", "base"):
         torch.manual_seed(0)
         network = create_model(f"rwkv_unet_{size}", num_classes=2).eval()
         with torch.inference_mode():
@@ -86,7 +86,11 @@ def test_logits(regenerate):
 
 
 @pytest.mark.parametrize(
-    "verb", ["rwkvseg", "train", "predict", "evaluate", "convert-published", "models", "demo"]
+    "verb",
+    [
+        *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
+        *("figure", "figure erf"),
+    ],
 )
 def test_help(verb, regenerate):
     """The help as a terminal of 80 columns shows it, without borders."""
@@ -94,9 +98,11 @@ def test_help(verb, regenerate):
     environment = dict(
         os.environ, COLUMNS=str(WIDTH), TERMINAL_WIDTH=str(WIDTH), NO_COLOR="1", PYTHONIOENCODING="utf-8"
     )
-    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else [verb]), "--help"]
+    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else verb.split()), "--help"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
     assert max(map(len, done.stdout.splitlines())) <= WIDTH
     text = re.sub(r"[─│╭╮╰╯]", " ", done.stdout)
     lines = [line.rstrip() for line in text.splitlines()]
-    compare(f"help_{verb}.txt", "\n".join(line for line in lines if line) + "\n", regenerate)
+    compare(
+        f"help_{verb.replace(' ', '_')}.txt", "\n".join(line for line in lines if line) + "\n", regenerate
+    )

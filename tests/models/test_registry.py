@@ -20,7 +20,13 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_list_is_sorted_and_holds_the_networks() -> None:
     names = list_models()
     assert names == sorted(names)
-    assert {"rwkv_unet_tiny", "rwkv_unet_small", "rwkv_unet_base", "monai_basic_unet"} <= set(names)
+    assert {
+        "rwkv_unet_nano",
+        "rwkv_unet_tiny",
+        "rwkv_unet_small",
+        "rwkv_unet_base",
+        "monai_basic_unet",
+    } <= set(names)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

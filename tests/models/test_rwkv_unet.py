@@ -1,11 +1,12 @@
 """RWKV-UNet: counts, parts against their definition, golden logits, config."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rwkvseg.errors import UsageError
 from rwkvseg.models import RWKVUNet, RWKVUNetConfig, create_model
@@ -13,8 +14,14 @@ from rwkvseg.models.blocks import DropPath, SqueezeExcite
 from rwkvseg.models.published import load_published
 from rwkvseg.models.rwkv_unet import TINY, CrossChannelMix, PerceptionBlock
 
-COUNTS = {"tiny": (3_145_761, 2_938_472), "small": (9_701_945, 9_416_048), "base": (17_125_513, 16_694_040)}
-KEYS = {"tiny": 326, "small": 446, "base": 446}
+COUNTS = {
+    "nano": (539_857, 476_872),
+    "tiny": (3_145_761, 2_938_472),
+    "small": (9_701_945, 9_416_048),
+    "base": (17_125_513, 16_694_040),
+}
+KEYS = {"nano": 298, "tiny": 326, "small": 446, "base": 446}
+NANO_MACS = 594_726_930
 
 
 def count(module: nn.Module) -> int:
@@ -27,9 +34,40 @@ def test_parameter_counts(variant: str) -> None:
     assert isinstance(model, RWKVUNet)
     assert (count(model), count(model.encoder)) == COUNTS[variant]
     assert len(model.state_dict()) == KEYS[variant]
-    assert (
-        count(create_model(f"rwkv_unet_{variant}", in_channels=1, num_classes=9)) == COUNTS[variant][0] + 200
-    )
+    assert count(create_model(f"rwkv_unet_{variant}", in_channels=1, num_classes=9)) == COUNTS[variant][
+        0
+    ] + 8 * (model.config.stem_width + 1)
+
+
+def test_nano_stays_ultra_light() -> None:
+    model = create_model("rwkv_unet_nano").eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, 3, 256, 256))
+    assert counter.get_total_flops() == 2 * NANO_MACS  # convolutions and matrix products
+    assert NANO_MACS < 0.8e9
+    assert count(model) <= 600_000
+
+
+def test_the_width_of_the_ccm_and_the_kernel_of_the_decoder_are_options() -> None:
+    torch.manual_seed(0)
+    model = RWKVUNet(replace(TINY, ccm_width=10, decoder_kernel=5)).eval()
+    assert [tuple(project.weight.shape) for project in model.ccm.project_in] == [
+        (10, width, 1, 1) for width in TINY.widths[:3]
+    ]
+    assert [tuple(project.weight.shape) for project in model.ccm.project_out] == [
+        (width, 10, 1, 1) for width in TINY.widths[:3]
+    ]
+    assert model.ccm.channel_mix.mix_k.shape == (30,)
+    assert {block.local.conv.kernel_size for block in model.decoder.blocks} == {(5, 5)}
+    assert model.decoder.blocks[0].local.conv.padding == (2, 2)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 33, 50)).shape == (1, 1, 33, 50)
+
+
+def test_the_default_width_of_the_ccm_is_that_of_stage_1() -> None:
+    default, stated = RWKVUNet(TINY), RWKVUNet(replace(TINY, ccm_width=TINY.widths[0], decoder_kernel=9))
+    stated.load_state_dict(default.state_dict(), strict=True)
 
 
 @pytest.mark.shared_data
@@ -156,6 +194,13 @@ def test_other_channel_counts_get_a_stem_of_their_own() -> None:
         {"expansions": (1, 1, 1, 0.001)},
         {"stem_width": 0},
         {"stem_width": 2.0},
+        {"ccm_width": 0},
+        {"ccm_width": 2.5},
+        {"decoder_kernel": 4},
+        {"decoder_kernel": 0},
+        {"decoder_kernel": -3},
+        {"decoder_kernel": 7.0},
+        {"decoder_kernel": True},
         {"drop_path_rate": 1.0},
         {"drop_path_rate": -0.1},
         {"drop_path_rate": float("nan")},

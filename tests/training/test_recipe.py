@@ -14,7 +14,8 @@ from rwkvseg.training import recipe as recipe_module
 from rwkvseg.training.recipe import Recipe
 from small import small_recipe
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith("pretrain_"))
 GROUPS = {
     "data": recipe_module.DataSettings,
     "split": recipe_module.SplitSettings,

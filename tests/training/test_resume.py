@@ -84,7 +84,7 @@ def interrupt_and_resume(data, out, monkeypatch, after, *, before_saving=False, 
 def without_plots(monkeypatch):
     """Plots take most of the time of so small a run, and others test them."""
     monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path: path.write_bytes(b""))
+    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")

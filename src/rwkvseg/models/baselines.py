@@ -7,13 +7,13 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
 from rwkvseg.models.blocks import check_image
 from rwkvseg.models.registry import override_config, register_model
+from rwkvseg.ops.backends import is_exporting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +145,7 @@ class PaddedNetwork(nn.Module):
         stride = self.stride
         wanted = [max(self.smallest, (side + stride - 1) // stride * stride) for side in sides]
         pads = [(0, want - side) for want, side in zip(wanted, sides, strict=True)]
-        if torch.compiler.is_exporting() or any(after for _, after in pads):  # as `pad_to_multiple`
+        if is_exporting() or any(after for _, after in pads):  # as `pad_to_multiple`
             x = F.pad(x, [amount for pad in reversed(pads) for amount in pad], mode="replicate")
         outputs = self.network(x)
         logits: Tensor = outputs[0] if isinstance(outputs, list | tuple) else outputs

@@ -26,7 +26,13 @@ _FIRST = "stem.expand.conv.weight"  # its columns are the channels of the images
 
 
 def save_encoder(
-    path: Path, state_dict: Mapping[str, Tensor], *, model: str, config: Any, licence: str = "not stated"
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    *,
+    model: str,
+    config: Any,
+    licence: str = "not stated",
+    protocol: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the weights of an `Encoder`, which `create_model(model, encoder_weights=path)` starts from.
 
@@ -36,12 +42,15 @@ def save_encoder(
         model: registered name of a network with such an encoder.
         config: what JSON can hold: the fields of the network's config.
         licence: of the weights, or of the data that trained them.
+        protocol: how they were trained; JSON values.
 
     Raises:
         OutputError: it cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     metadata = {"kind": KIND, "model": model, "config": json.dumps(config), "licence": licence}
+    if protocol is not None:
+        metadata["protocol"] = json.dumps(protocol)
     write_bytes(path, save_safetensors(tensors, metadata))
 
 

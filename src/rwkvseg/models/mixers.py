@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkvseg.errors import UsageError
 from rwkvseg.models.mixing import SpatialMix
+from rwkvseg.ops.backends import is_exporting
 from rwkvseg.ops.selective_scan import selective_scan
 
 MAX_HEADS = 8
@@ -164,7 +165,7 @@ class CausalScan(nn.Module):
         low_rank, b, c = self.select(x).split(self.splits, dim=2)
         rate = -self.log_rate.exp().view(x.shape[2], -1)
         inputs = (x, F.softplus(self.step(low_rank)), rate, b, c)
-        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if torch.is_grad_enabled() and not is_exporting():
             scanned = checkpoint(selective_scan, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
             scanned = selective_scan(*inputs)

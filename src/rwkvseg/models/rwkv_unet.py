@@ -4,15 +4,13 @@ B: batch, C: channels, H, W: rows and columns. Read on: config, block, encoder, 
 Where the papers' words and the authors' code differ, it follows the code: see docs/reference/rwkv_unet.md.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rwkvseg.errors import UsageError
 from rwkvseg.models.blocks import (
     EPS,
     ConvNormAct,
@@ -24,80 +22,16 @@ from rwkvseg.models.blocks import (
     pad_to_multiple,
     resize,
 )
+from rwkvseg.models.config import RWKVUNetConfig
 from rwkvseg.models.encoders import create_encoder, encoder_widths
 from rwkvseg.models.mixers import create_mixer
 from rwkvseg.models.mixing import ChannelMix
-from rwkvseg.models.options import OWN_ENCODER, StudyOptions
+from rwkvseg.models.options import OWN_ENCODER
 from rwkvseg.models.recompute import recompute_inside
 from rwkvseg.models.registry import override_config, register_model
 
 STRIDE = 16  # of the deepest stage: inputs are padded to a multiple of it
 FIRST_MIXING_STAGE = 3  # earlier stages are convolutional and use batch norm
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RWKVUNetConfig(StudyOptions):
-    """What one RWKV-UNet is made of. Lists are taken for tuples; every field is checked.
-
-    What the papers' studies vary (token mixer, skips, decoder, ...) stands in `StudyOptions`.
-    """
-
-    depths: tuple[int, ...]
-    """Blocks of stages 1 to 4, which work at strides 2, 4, 8 and 16."""
-
-    widths: tuple[int, ...]
-    """Channels that stages 1 to 4 put out."""
-
-    expansions: tuple[float, ...]
-    """Inner width over input width of the blocks of stages 1 to 4; a stage's first block has twice that."""
-
-    stem_width: int = 24
-    """Channels of the stem, and of the decoder's last block."""
-
-    in_channels: int = 3
-    """Channels of the images: 3 as they are, 1 is repeated to 3, any other number gets a stem of its own."""
-
-    num_classes: int = 1
-    """Channels of the logits."""
-
-    drop_path_rate: float = 0.05
-    """Probability of dropping a residual in training: rising from 0 over the blocks, whole in the CCM."""
-
-    gradient_checkpointing: bool = False
-    """Compute the maps inside blocks again in the backward pass: the same gradients in less memory."""
-
-    def __post_init__(self) -> None:
-        StudyOptions.__post_init__(self)
-        for name in ("depths", "widths", "expansions"):
-            values = getattr(self, name)
-            if (
-                not isinstance(values, list | tuple)
-                or len(values) != 4
-                or not all(_positive(v) for v in values)
-            ):
-                raise UsageError(f"{name} is {values!r}. Give four positive numbers, one for each stage.")
-            object.__setattr__(self, name, tuple(values))
-        for name in ("stem_width", "in_channels", "num_classes"):
-            if not _positive(getattr(self, name), int):
-                raise UsageError(f"{name} is {getattr(self, name)!r}. Give an integer of at least 1.")
-        for name in ("depths", "widths"):
-            if not all(isinstance(value, int) for value in getattr(self, name)):
-                raise UsageError(f"{name} is {getattr(self, name)!r}. Give integers.")
-        if min(int(width * ratio) for width, ratio in zip(self.widths, self.expansions, strict=True)) < 1:
-            raise UsageError(
-                f"expansions {self.expansions} leave no channel of widths {self.widths}. Raise them."
-            )
-        if not isinstance(self.gradient_checkpointing, bool):
-            raise UsageError(
-                f"gradient_checkpointing is {self.gradient_checkpointing!r}. Give true or false."
-            )
-        rate = self.drop_path_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise UsageError(f"drop_path_rate is {rate!r}. Give a number from 0 to below 1.")
-
-
-def _positive(value: object, kind: Any = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 class PerceptionBlock(nn.Module):
@@ -222,12 +156,13 @@ class CrossChannelMix(nn.Module):
         self,
         widths: tuple[int, ...],
         *,
+        inner: int | None = None,
         rate: int = 2,
         drop_path_rate: float = 0.0,
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        inner = widths[0]
+        inner = inner or widths[0]
         self.num_inputs = len(widths)
         self.project_in = nn.ModuleList(nn.Conv2d(width, inner, 1) for width in widths)
         self.channel_mix = ChannelMix(len(widths) * inner, rate)
@@ -356,15 +291,29 @@ def _build_ccm(config: RWKVUNetConfig) -> CrossChannelMix | None:
         return None
     return _forms(config).ccm(
         config.widths[: 3 if config.ccm_inputs == "all" else config.skips],
+        inner=config.ccm_width,
         rate=config.ccm_rate,
         drop_path_rate=config.drop_path_rate,
         num_outputs=config.skips,
     )
 
 
+NANO = RWKVUNetConfig(  # ours, not published: docs/reference/rwkv_unet.md says how it was chosen
+    depths=(2, 2, 3, 2),
+    widths=(16, 32, 56, 80),
+    expansions=(1.0, 2.0, 2.5, 2.5),
+    stem_width=8,
+    ccm_width=8,
+)
 TINY = RWKVUNetConfig(depths=(2, 2, 4, 2), widths=(32, 48, 96, 160), expansions=(2.0, 2.5, 3.0, 3.5))
 SMALL = RWKVUNetConfig(depths=(3, 3, 6, 3), widths=(32, 64, 128, 192), expansions=(2.0, 2.5, 3.0, 4.0))
 BASE = RWKVUNetConfig(depths=(3, 3, 6, 3), widths=(48, 72, 144, 240), expansions=(2.0, 2.5, 4.0, 4.0))
+
+
+@register_model
+def rwkv_unet_nano(**overrides: Any) -> RWKVUNet:
+    """Our ultra-light RWKV-UNet, 0.54 M parameters; not from the papers."""
+    return RWKVUNet(override_config(NANO, overrides))
 
 
 @register_model

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rwkvseg.ops.backends import is_exporting
+
 LENGTH = 8
 EXPORT_LEVELS = 2  # of chunks of chunks; leaves (T / LENGTH^3)^2 E N elements, less than T E N below 262,144
 NEVER = -1e32  # logarithm of no share at all
@@ -49,7 +51,7 @@ def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) 
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values, step, rate, b, c = (part.to(wide) for part in (x, step, rate, b, c))
-    length = LENGTH if torch.compiler.is_exporting() else min(LENGTH, x.shape[1])
+    length = LENGTH if is_exporting() else min(LENGTH, x.shape[1])
     steps = _cut(step, length)
     # one entry a place in the chunk, (B, n, E) or (B, n, N)
     places = list(
@@ -77,7 +79,7 @@ def _before(exponent: Tensor, passed_on: Tensor, level: int) -> Tensor:
     exponent, passed_on: (B, n, E, N) -> same.
     """
     n = passed_on.shape[1]
-    exporting = torch.compiler.is_exporting()
+    exporting = is_exporting()
     if exporting and level == EXPORT_LEVELS:
         return _before_of_few(exponent, passed_on)
     length = LENGTH if exporting else min(LENGTH, n)
@@ -108,6 +110,6 @@ def _before_of_few(exponent: Tensor, passed_on: Tensor) -> Tensor:
 def _cut(x: Tensor, length: int) -> Tensor:
     """Cut (B, T, ...) into chunks (B, n, length, ...), filled up with zeros."""
     # an exporter would take an axis of size 1 for fixed, so there are never fewer than two chunks
-    n = x.shape[1] // length + 2 if torch.compiler.is_exporting() else -(-x.shape[1] // length)
+    n = x.shape[1] // length + 2 if is_exporting() else -(-x.shape[1] // length)
     behind = (0, 0) * (x.ndim - 2) + (0, n * length - x.shape[1])
     return F.pad(x, behind).reshape(x.shape[0], n, length, *x.shape[2:])

@@ -73,13 +73,16 @@ class _MovableCheckpoint(ModelCheckpoint):  # type: ignore[misc]
 
 def checkpoint_callbacks(folder: Path, *, every: int, validate_every: int) -> list[ModelCheckpoint]:
     """`best.ckpt` by validation DSC and `last.ckpt`; best comes first so that last remembers it."""
-    common: dict[str, Any] = {
-        "dirpath": folder,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": True,
-    }
     best = _MovableCheckpoint(
-        filename="best", monitor="val_dsc", mode="max", every_n_epochs=validate_every, **common
+        filename="best", monitor="val_dsc", mode="max", every_n_epochs=validate_every, **_common(folder)
     )
-    last = _MovableCheckpoint(filename="last", every_n_epochs=every, **common)
-    return [best, last]
+    return [best, last_checkpoint(folder, every=every)]
+
+
+def last_checkpoint(folder: Path, *, every: int) -> ModelCheckpoint:
+    """`last.ckpt`, written anew after every so many epochs."""
+    return _MovableCheckpoint(filename="last", every_n_epochs=every, **_common(folder))
+
+
+def _common(folder: Path) -> dict[str, Any]:
+    return {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}

@@ -183,24 +183,31 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             rank=trainer.global_rank if trainer else 0,
             processes=trainer.world_size if trainer else 1,
         )
-        workers = _number_of_workers(settings.workers) if shuffle else 0
-        return _LateLoader(
-            items,
-            batch_size=settings.batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if workers else None,
-            generator=torch.Generator(),  # else it draws from the global one, as often as workers are started
-        )
+        workers = number_of_workers(settings.workers) if shuffle else 0
+        return make_loader(items, sampler, batch_size=settings.batch_size, workers=workers)
+
+
+def make_loader(
+    items: Dataset[dict[str, Any]], sampler: EpochSampler, *, batch_size: int, workers: int
+) -> DataLoader[dict[str, Any]]:
+    """Batches of what the sampler draws, by so many processes (0: this one)."""
+    return _LateLoader(
+        items,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread if workers else None,
+        generator=torch.Generator(),  # else it draws from the global one, as often as workers are started
+    )
 
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _number_of_workers(setting: int | str) -> int:
+def number_of_workers(setting: int | str) -> int:
     """All but two cores with a GPU to feed; none on a CPU, where the network needs every core itself."""
     if isinstance(setting, int):
         return setting

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from rich.progress import (
 
 from rwkvseg.output import write_atomically, write_text
 
-COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_dsc", "seconds")
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of the validation: the first is shown while training and drawn, in %; all are kept."""
+
+    names: tuple[str, ...] = ("val_dsc",)
+    label: str = "DSC"
+
+
+DSC = Score()
 
 
 class History(Callback):  # type: ignore[misc]
@@ -28,10 +38,12 @@ class History(Callback):  # type: ignore[misc]
 
     Args:
         folder: where metrics.csv and curves.png are written.
+        score: what the validation measures beside the loss.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, score: Score = DSC) -> None:
         self.folder = folder
+        self.score = score
         self.rows: list[dict[str, float | int | None]] = []
         self._started = 0.0
         self._before = 0.0
@@ -56,27 +68,30 @@ class History(Callback):  # type: ignore[misc]
         row: dict[str, float | int | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         row["train_loss"] = float(metrics["train_loss"])
-        for name in ("val_loss", "val_dsc"):
+        for name in ("val_loss", *self.score.names):
             value = float(metrics[name]) if validated and name in metrics else math.nan
             row[name] = None if math.isnan(value) else value
         row["seconds"] = round(self._before + time.perf_counter() - self._started, 2)
         self.rows.append(row)
-        self._write_table()
+        if trainer.is_global_zero:
+            self._write_table()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves once, at the end."""
-        draw_curves(self.rows, self.folder / "curves.png")
+        if trainer.is_global_zero:
+            draw_curves(self.rows, self.folder / "curves.png", self.score)
 
     def _write_table(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = ("epoch", "step", "learning_rate", "train_loss", "val_loss", *self.score.names, "seconds")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.folder / "metrics.csv", text.getvalue())
 
 
-def draw_curves(rows: list[dict[str, float | int | None]], path: Path) -> None:
-    """Loss (left) and validation DSC in % (right) against the epoch, as PNG."""
+def draw_curves(rows: list[dict[str, float | int | None]], path: Path, score: Score = DSC) -> None:
+    """Loss (left) and the validation's score in % (right) against the epoch, as PNG."""
     from matplotlib.figure import Figure  # loading it takes a second that only runs with a picture should pay
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -85,8 +100,9 @@ def draw_curves(rows: list[dict[str, float | int | None]], path: Path) -> None:
         left.plot(*_points(rows, name, 1.0), color=colour, label=name.replace("_", " "))
     left.set(xlabel="epoch", ylabel="loss")
     left.legend(frameon=False)
-    right.plot(*_points(rows, "val_dsc", 100.0), color="#009e73", marker=".")
-    right.set(xlabel="epoch", ylabel="validation DSC (%)", ylim=(0, 100))
+    if score.names:
+        right.plot(*_points(rows, score.names[0], 100.0), color="#009e73", marker=".")
+    right.set(xlabel="epoch", ylabel=f"validation {score.label} (%)", ylim=(0, 100))
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
@@ -105,8 +121,9 @@ def _points(
 class TrainingProgress(Callback):  # type: ignore[misc]
     """One bar over the whole run with loss, DSC and ETA; without a terminal, a line every tenth of it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, score: Score = DSC) -> None:
         self.console = console
+        self.score = score
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = 0.0
@@ -135,8 +152,9 @@ class TrainingProgress(Callback):  # type: ignore[misc]
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         text = f"epoch {done}/{total}  loss {metrics['train_loss']:.3f}"
-        if "val_dsc" in metrics:
-            text += f"  val DSC {100 * metrics['val_dsc']:.2f} %"
+        for name in self.score.names[:1]:
+            if name in metrics:
+                text += f"  val {self.score.label} {100 * metrics[name]:.2f} %"
         if self._bar:
             self._bar.update(self._task, description=text)
         elif done == total or done % max(1, total // 10) == 0:

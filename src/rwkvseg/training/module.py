@@ -15,29 +15,22 @@ from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
 
-class SegmentationModule(LightningModule):  # type: ignore[misc]
-    """Trains `network` (logits from images) by a recipe and measures DSC per validation case.
+class RecipeModule(LightningModule):  # type: ignore[misc]
+    """Seeds, clips and optimises `network` as a recipe says, whatever the task is.
 
     Args:
-        network: (B, C, *spatial) -> logits (B, num_classes, *spatial).
-        recipe: loss, optimiser, epochs.
-        num_classes: background included.
-        val_cases: number of validation cases; slices of one volume are counted together.
+        network: what is trained.
+        optimizer: its optimiser.
+        epochs: length of the training.
+        seed: of everything random inside the network.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
+    def __init__(self, network: nn.Module, optimizer: OptimizerSettings, *, epochs: int, seed: int) -> None:
         super().__init__()
         self.network = network
-        self.recipe = recipe
-        self.num_classes = num_classes
-        self.loss = SegmentationLoss(cross_entropy=recipe.loss.cross_entropy, dice=recipe.loss.dice)
-        self.val_cases = val_cases
-        self._counts = torch.zeros(0)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of a batch of images."""
-        logits: Tensor = self.network(image)
-        return logits
+        self.settings = optimizer
+        self.epochs = epochs
+        self.seed = seed
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
@@ -47,32 +40,7 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random inside the network (drop path) by (seed, epoch): a resumed run repeats it."""
-        torch.manual_seed(self.recipe.training.seed * 1_000_003 + self.current_epoch)
-
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
-        """Loss of one batch."""
-        loss: Tensor = self.loss(self(_laid_out(batch["image"])), batch["label"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
-        self._counts = torch.zeros(
-            self.val_cases, self.num_classes, 3, dtype=torch.float64, device=self.device
-        )
-
-    def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
-        """Loss, and true positive, predicted and true pixels of every class, added to their case."""
-        logits = self(_laid_out(batch["image"]))
-        label = batch["label"].long()
-        self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
-        counts = overlap_counts(logits.argmax(1), label, self.num_classes)
-        self._counts.index_add_(0, batch["case"], counts.to(self._counts))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean DSC: classes of a case first, then cases; a class absent from both does not count."""
-        counts: Any = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
-        self.log("val_dsc", mean_dsc(counts))
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def configure_gradient_clipping(
         self,
@@ -86,7 +54,7 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; weight decay on matrices and kernels only."""
-        settings = self.recipe.optimizer
+        settings = self.settings
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -96,14 +64,63 @@ class SegmentationModule(LightningModule):  # type: ignore[misc]
             groups, lr=settings.learning_rate, weight_decay=0.0, fused=self.device.type == "cuda"
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        factor = learning_rate_factor(settings, steps=steps, epochs=self.recipe.training.epochs)
+        factor = learning_rate_factor(settings, steps=steps, epochs=self.epochs)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
 
-def _laid_out(image: Tensor) -> Tensor:
+class SegmentationModule(RecipeModule):
+    """Trains `network` (logits from images) by a recipe and measures DSC per validation case.
+
+    Args:
+        network: (B, C, *spatial) -> logits (B, num_classes, *spatial).
+        recipe: loss, optimiser, epochs.
+        num_classes: background included.
+        val_cases: number of validation cases; slices of one volume are counted together.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
+        super().__init__(network, recipe.optimizer, epochs=recipe.training.epochs, seed=recipe.training.seed)
+        self.num_classes = num_classes
+        self.loss = SegmentationLoss(cross_entropy=recipe.loss.cross_entropy, dice=recipe.loss.dice)
+        self.val_cases = val_cases
+        self._counts = torch.zeros(0)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        """Loss of one batch."""
+        loss: Tensor = self.loss(self(laid_out(batch["image"])), batch["label"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._counts = torch.zeros(
+            self.val_cases, self.num_classes, 3, dtype=torch.float64, device=self.device
+        )
+
+    def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
+        """Loss, and true positive, predicted and true pixels of every class, added to their case."""
+        logits = self(laid_out(batch["image"]))
+        label = batch["label"].long()
+        self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
+        counts = overlap_counts(logits.argmax(1), label, self.num_classes)
+        self._counts.index_add_(0, batch["case"], counts.to(self._counts))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean DSC: classes of a case first, then cases; a class absent from both does not count."""
+        counts: Any = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+        self.log("val_dsc", mean_dsc(counts))
+
+
+def laid_out(image: Tensor) -> Tensor:
+    """Images (B, C, H, W) channels-last in memory; volumes as they are."""
     return image.contiguous(memory_format=torch.channels_last) if image.ndim == 4 else image
 
 

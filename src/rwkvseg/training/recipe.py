@@ -3,26 +3,20 @@
 It is read from YAML, checked once, and written unchanged into the run folder.
 """
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rwkvseg.data.transforms import Augmentation, Preprocessing
-from rwkvseg.errors import RecipeError
 from rwkvseg.models.registry import list_models
+from rwkvseg.training.recipe_file import RecipeFile, Settings
 
 Positive = Field(gt=0)
-Settings = TypeVar("Settings", bound=BaseModel)
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """Which data the run uses; `path` may be left to `--data`."""
 
     path: Path | None = None
@@ -41,7 +35,7 @@ class DataSettings(_Settings):
         return labels
 
 
-class SplitSettings(_Settings):
+class SplitSettings(Settings):
     """How cases are dealt into train, val and test; a `file` wins over the rule."""
 
     rule: Literal["paper", "grouped", "official"] = "paper"
@@ -49,11 +43,11 @@ class SplitSettings(_Settings):
     file: Path | None = None  # relative to the recipe
 
 
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """A registered network and its overrides."""
 
     name: str = "rwkv_unet_tiny"
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     encoder_weights: Path | None = None  # to start from; relative to the recipe
     freeze_encoder: bool = False  # neither weights nor batch statistics of the encoder change
 
@@ -80,7 +74,7 @@ class ModelSettings(_Settings):
         return self
 
 
-class LossSettings(_Settings):
+class LossSettings(Settings):
     """Weights of the two loss terms (the paper: 0.5 and 0.5 to 1.0)."""
 
     cross_entropy: float = Field(0.5, ge=0)
@@ -93,7 +87,7 @@ class LossSettings(_Settings):
         return self
 
 
-class OptimizerSettings(_Settings):
+class OptimizerSettings(Settings):
     """AdamW with linear warm-up and cosine decay; vectors (norms, biases, decays) are not decayed."""
 
     learning_rate: float = Field(1e-4, gt=0)
@@ -110,7 +104,7 @@ class OptimizerSettings(_Settings):
         return self
 
 
-class TrainingSettings(_Settings):
+class TrainingSettings(Settings):
     """Length, batches, precision and housekeeping of the training."""
 
     epochs: int = Field(300, gt=0)
@@ -139,11 +133,9 @@ class TrainingSettings(_Settings):
         return self
 
 
-class Recipe(_Settings):
+class Recipe(RecipeFile):
     """Everything that a run needs to be repeated, apart from the data itself."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    description: str = ""
     data: DataSettings = DataSettings()
     split: SplitSettings = SplitSettings()
     preprocessing: Preprocessing = Preprocessing()
@@ -153,111 +145,18 @@ class Recipe(_Settings):
     training: TrainingSettings = TrainingSettings()
     augmentation: Augmentation = Augmentation()
 
-    @classmethod
-    def from_mapping(cls, content: Mapping[str, Any], *, source: str = "recipe") -> Self:
-        """Check `content`.
-
-        Raises:
-            RecipeError: names every bad key with its value and what is allowed.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise RecipeError(_explain(error, source, cls)) from error
-
-    @classmethod
-    def from_file(cls, path: Path, *, changes: Iterable[str] = ()) -> Self:
-        """Read a YAML recipe; `changes` are `key.sub=value` strings that win over the file.
-
-        Relative paths (`split.file`, `model.encoder_weights`) are taken relative to the recipe's folder and
-        made absolute, so that the copy in the run folder still finds them.
-
-        Raises:
-            RecipeError: no such file, not YAML, or a bad key or value.
-        """
-        content = _read_yaml(path)
-        for change in changes:
-            _apply_change(content, change)
-        recipe = cls.from_mapping(content, source=str(path))
-        return recipe.model_copy(
+    def beside(self, folder: Path) -> Self:
+        """Copy whose relative `split.file` and `model.encoder_weights` start from `folder`."""
+        return self.model_copy(
             update={
-                "split": _resolve(recipe.split, "file", path.parent),
-                "model": _resolve(recipe.model, "encoder_weights", path.parent),
+                "split": _resolve(self.split, "file", folder),
+                "model": _resolve(self.model, "encoder_weights", folder),
             }
         )
 
-    def to_yaml(self) -> str:
-        """Text of the recipe; `from_file` of it gives an equal recipe."""
-        content = self.model_dump(mode="json")
-        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        if yaml.safe_load(text) != content:  # PyYAML writes some line separators as they are and reads spaces
-            text = yaml.safe_dump(content, sort_keys=False)
-        return text
 
-
-def _resolve(settings: Settings, key: str, folder: Path) -> Settings:
+def _resolve(settings: AnySettings, key: str, folder: Path) -> AnySettings:
     file = getattr(settings, key)
     if file is None or file.is_absolute():
         return settings
     return settings.model_copy(update={key: (folder / file).resolve()})
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"the recipe {path} is not valid YAML: {_one_line(error)}. Mend that line."
-        ) from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"the recipe {path} holds no keys. Start from one in recipes/.")
-    return content
-
-
-def _apply_change(content: dict[str, Any], change: str) -> None:
-    key, equals, text = change.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {change} has no value. Write it as key=value, such as training.epochs=10.")
-    *groups, leaf = key.strip().split(".")
-    place = content
-    for group in groups:
-        if place.get(group) is None:
-            place[group] = {}
-        place = place[group]
-        if not isinstance(place, dict):
-            raise RecipeError(
-                f"--set {change}: '{group}' is a value, not a group of keys. Drop what follows it."
-            )
-    try:
-        place[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {change}: the value is not valid YAML. Quote it.") from error
-
-
-def _explain(error: ValidationError, source: str, recipe: type[BaseModel]) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = ", ".join(_known_keys(recipe, item["loc"][:-1]))
-            lines.append(f"unknown key '{key}'; known here: {known}")
-        elif item["type"] == "missing":
-            lines.append(f"key '{key}' is missing")
-        else:
-            lines.append(f"{key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
-    return f"{source} cannot be used: {'; '.join(lines)}. Change these keys and start again."
-
-
-def _known_keys(model: type[BaseModel], groups: tuple[int | str, ...]) -> list[str]:
-    for group in groups:
-        annotation = model.model_fields[str(group)].annotation if str(group) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

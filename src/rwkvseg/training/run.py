@@ -1,12 +1,7 @@
 """A run from recipe to report: prepare the folder, fit, export the model, test it on unseen cases."""
 
 import json
-import logging
-import signal
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +28,10 @@ from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
+from rwkvseg.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -112,14 +109,14 @@ class _Run:
             self.out / "checkpoints", every=settings.checkpoint_every, validate_every=settings.validate_every
         )
         last = self.out / "checkpoints" / "last.ckpt"
-        with _quiet_lightning():
+        with quiet_lightning():
             trainer = self._trainer([history, TrainingProgress(self.console), *saving])
             resumed = last if last.exists() else None
-            with _keyboard_interrupt_passes(trainer):
+            with keyboard_interrupt_passes(trainer):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         torch.backends.cudnn.benchmark = False  # single images of many sizes are to follow
         if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
-            with _quiet_lightning():
+            with quiet_lightning():
                 trainer.save_checkpoint(last)
         return history
 
@@ -146,27 +143,15 @@ class _Run:
         return None if resumed else self.recipe.model.encoder_weights
 
     def _trainer(self, callbacks: list[Any]) -> Trainer:
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.set_float32_matmul_precision("high")
-        precision = self.recipe.training.precision
-        mixed = precision == "bfloat16" or (precision == "auto" and cuda)
-        return Trainer(
-            accelerator="gpu" if cuda else "cpu",
-            devices=1,
-            precision="bf16-mixed" if mixed else "32-true",
-            max_epochs=self.recipe.training.epochs,
-            check_val_every_n_epoch=self.recipe.training.validate_every,
-            gradient_clip_val=self.recipe.optimizer.gradient_clip,
-            callbacks=callbacks,
-            plugins=[SafeCheckpointIO()],
-            default_root_dir=self.out,
-            benchmark=cuda,  # without cuDNN's trials inference took 30 ms a batch instead of 15 to 22
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+        settings = self.recipe.training
+        return build_trainer(
+            self.out,
+            self.device,
+            callbacks,
+            precision=settings.precision,
+            epochs=settings.epochs,
+            validate_every=settings.validate_every,
+            gradient_clip=self.recipe.optimizer.gradient_clip,
         )
 
     def finish(self, network: nn.Module, history: History, started: float) -> RunResult:
@@ -273,35 +258,3 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
         "mean": content["mean"],
         "classes": content["classes"],
     }
-
-
-@contextmanager
-def _keyboard_interrupt_passes(trainer: Trainer) -> Iterator[None]:
-    """Undo what Lightning does on Ctrl-C: it ignores further ones and exits with code 1."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as exit_of_lightning:
-        if trainer.interrupted and isinstance(exit_of_lightning.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from exit_of_lightning
-        raise
-    finally:
-        with suppress(ValueError, TypeError):  # another thread, or a handler that is not Python's
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice about workers, devices and logging intervals away from the user."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -23,6 +23,7 @@ from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.recipe_file import RecipeFile
 
 DESCRIPTION = "recipe.yaml"
 ENCODER = "encoder.json"  # which weights the run began with
@@ -75,7 +76,7 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
         return
     if not resume:
         raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
-    _require_same_recipe(described, recipe)
+    require_same_recipe(described, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
 
 
@@ -101,7 +102,15 @@ def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFile
     return [by_id[case] for case in getattr(split, part)]
 
 
-def _require_same_recipe(path: Path, recipe: Recipe) -> None:
+def require_same_recipe(
+    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file")
+) -> None:
+    """Refuse a recipe that differs from the one in `path`, except in the keys `free`.
+
+    Raises:
+        RecipeError: it differs.
+        DataError: the file cannot be read.
+    """
     try:
         old = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
@@ -110,7 +119,7 @@ def _require_same_recipe(path: Path, recipe: Recipe) -> None:
     new = _flatten(recipe.model_dump(mode="json"))
     # where data and split file lie may change; what they hold is checked by the cases' checksums.
     # Encoder weights are read at the start only
-    moved = {"data.path", "split.file"}
+    moved = set(free)
     if None not in (old.get("model.encoder_weights"), new.get("model.encoder_weights")):
         moved.add("model.encoder_weights")
     differing = sorted(

@@ -1,0 +1,88 @@
+"""Figures of networks, as PNG, SVG or PDF by the file's suffix. matplotlib is loaded when one is drawn."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvseg.errors import UsageError
+from rwkvseg.output import write_atomically
+
+SUFFIXES = (".png", ".svg", ".pdf")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
+DECADES = 5  # of the scale of a receptive field
+
+
+def check_picture_name(path: Path) -> Path:
+    """Return the path of a figure.
+
+    Raises:
+        UsageError: a format that is not drawn.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path} is no figure's name. End it in {', '.join(SUFFIXES)}.")
+    return path
+
+
+def draw_fields(fields: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+    """Receptive fields (H, W) side by side, on one logarithmic scale down from each one's strongest pixel."""
+    with _figure(path, len(fields), width=3.0, height=3.2) as axes:
+        for axis, (label, field) in zip(axes, fields.items(), strict=True):
+            strength = np.log10(np.maximum(field / field.max(), 10.0**-DECADES))
+            drawn = axis.imshow(strength, cmap="magma", vmin=-DECADES, vmax=0)
+            axis.set_title(label, fontsize=9, parse_math=False)
+            axis.set(xticks=[], yticks=[])
+        axes[0].figure.colorbar(
+            drawn, ax=list(axes), label="log10 of the gradient over its largest", shrink=0.8
+        )
+
+
+def draw_sizes(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Multiply-accumulates (left) and milliseconds (right) against the side of the picture."""
+    with _figure(path, 2, width=4.6, height=3.6) as (left, right):
+        for place, (label, measured) in enumerate(rows.items()):
+            colour = COLOURS[place % len(COLOURS)]
+            sizes = [row["size"] for row in measured]
+            pixels = [size**2 / 1e6 for size in sizes]
+            left.plot(pixels, [row["macs"] / 1e9 for row in measured], marker=".", color=colour, label=label)
+            right.plot(pixels, [row["milliseconds"] for row in measured], marker=".", color=colour)
+        for axis, name in ((left, "multiply-accumulates (G)"), (right, "median time of one picture (ms)")):
+            ticks = dict(zip(pixels, sizes, strict=True))
+            axis.set_xticks(list(ticks), [f"{size}²" for size in ticks.values()], rotation=60, fontsize=7)
+            axis.set(xlabel="pixels", ylabel=name, ylim=(0, None))
+        left.legend(frameon=False, fontsize=8)
+
+
+def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], path: Path, part: str) -> None:
+    """DSC in % against parameters in M (logarithmic), bars of one standard deviation over runs."""
+    with _figure(path, 1, width=6.0, height=4.0) as (axis,):
+        for place, point in enumerate(points):
+            x, y = point["parameters"] / 1e6, 100 * point["dsc"]
+            bar = None if point["deviation"] is None else 100 * point["deviation"]
+            axis.errorbar(x, y, yerr=bar, fmt="o", color=COLOURS[place % len(COLOURS)], capsize=3)
+            text = f"{point['label']} ({len(point['runs'])})"
+            axis.annotate(text, (x, y), (6, 5), textcoords="offset points", fontsize=8, parse_math=False)
+        best = sorted((p["parameters"] / 1e6, 100 * p["dsc"]) for p in points if p["label"] in front)
+        axis.plot(*zip(*best, strict=True), color="#999999", linestyle="--", linewidth=1, zorder=0)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.margins(x=0.25, y=0.2)
+        axis.set(xlabel="parameters (M)", ylabel=f"{part} DSC (%), mean over (runs)")
+
+
+@contextmanager
+def _figure(path: Path, number: int, *, width: float, height: float) -> Iterator[Sequence[Any]]:
+    from matplotlib.figure import Figure  # loading it takes a second
+
+    check_picture_name(path)
+    figure = Figure(figsize=(width * number, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, number, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    yield axes
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150)

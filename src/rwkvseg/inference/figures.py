@@ -1,0 +1,174 @@
+"""Figures with the numbers that they stand for: the picture, and a JSON file of the same name beside it."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkvseg import __version__
+from rwkvseg.data.image_folder import list_pictures
+from rwkvseg.data.pretraining import PictureSettings, read_rgb, validation_view
+from rwkvseg.errors import DataError, UsageError
+from rwkvseg.evaluation.figures import check_picture_name, draw_fields, draw_sizes, draw_tradeoff
+from rwkvseg.evaluation.tradeoff import pareto_front, read_points
+from rwkvseg.inference.device import choose_device
+from rwkvseg.inference.named_networks import named_networks
+from rwkvseg.inference.receptive_field import describe_field, receptive_field
+from rwkvseg.inference.resolution import measure_sizes
+from rwkvseg.output import write_json
+
+STRIDE = 16
+
+
+def _nothing() -> None:
+    return
+
+
+def figure_of_fields(
+    models: Sequence[str],
+    out: Path,
+    *,
+    inputs: Path | None = None,
+    size: int = 256,
+    images: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    on_image: Callable[[], None] = _nothing,
+) -> Path:
+    """Draw effective receptive fields of encoders; returns the file of the numbers.
+
+    Args:
+        models: as `named_networks` takes them.
+        out: the picture.
+        inputs: folder of pictures, of which the first are taken; None: uniform noise.
+        size: side of the square that the networks see, a multiple of 16.
+        images: number of pictures to average over.
+        seed: of fresh weights and of the noise.
+        device: "auto", "cpu" or "cuda".
+        on_image: called after each picture of each network.
+
+    Raises:
+        UsageError, DataError, ModelFileError, OutputError: what cannot be used is named.
+    """
+    check_picture_name(out)
+    if size < STRIDE or size % STRIDE:
+        raise UsageError(f"size is {size}. Give a multiple of {STRIDE}.")
+    chosen = choose_device(device)
+    networks = named_networks(models, chosen, seed=seed)
+    pictures = [picture.to(chosen) for picture in _pictures(inputs, size, images, seed)]
+    fields = {
+        label: receptive_field(network, pictures, on_image=on_image) for label, network in networks.items()
+    }
+    draw_fields({label: field.numpy() for label, field in fields.items()}, out)
+    settings = {"size": size, "images": len(pictures), "seed": seed}
+    settings["pictures"] = "uniform noise" if inputs is None else inputs.name  # type: ignore[assignment]
+    described = {label: describe_field(field) for label, field in fields.items()}
+    return _write_numbers(out, models, chosen, settings, described)
+
+
+def _pictures(inputs: Path | None, size: int, number: int, seed: int) -> Iterator[Tensor]:
+    if inputs is None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(number):
+            yield torch.rand(1, 3, size, size, generator=generator)
+        return
+    paths = list_pictures(inputs)[:number]
+    if len(paths) < number:
+        raise DataError(f"{inputs} holds {len(paths)} pictures, {number} are asked for. Lower --images.")
+    for path in paths:
+        yield validation_view(read_rgb(path), PictureSettings(size=size, validation_share=1))[None]
+
+
+def read_sizes(text: str) -> list[int]:
+    """Sides of pictures from "224,256,...", ascending.
+
+    Raises:
+        UsageError: anything but positive integers.
+
+    >>> read_sizes("512, 224")
+    [224, 512]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"sizes are {text!r}. Give positive integers with commas between, such as 224,512.")
+    return sorted({int(part) for part in parts})
+
+
+def figure_of_sizes(
+    models: Sequence[str],
+    out: Path,
+    *,
+    sizes: Sequence[int],
+    repeats: int = 5,
+    seed: int = 0,
+    device: str = "auto",
+    on_size: Callable[[], None] = _nothing,
+) -> Path:
+    """Draw compute and time against the side of the picture; returns the file of the numbers.
+
+    Args:
+        models: as `named_networks` takes them.
+        out: the picture.
+        sizes: sides of the square pictures.
+        repeats: timed passes of each.
+        seed: of fresh weights.
+        device: "auto", "cpu" or "cuda".
+        on_size: called after each size of each network.
+
+    Raises:
+        UsageError, ModelFileError, OutputError: what cannot be used is named.
+    """
+    check_picture_name(out)
+    chosen = choose_device(device)
+    networks = named_networks(models, chosen, seed=seed)
+    rows = {
+        label: measure_sizes(network, sizes, chosen, repeats=repeats, on_size=on_size)
+        for label, network in networks.items()
+    }
+    draw_sizes(rows, out)
+    settings = {"batch": 1, "repeats": repeats, "counted": "convolutions and matrix products"}
+    return _write_numbers(out, models, chosen, settings, rows)
+
+
+def figure_of_runs(runs: Iterable[str], out: Path, *, part: str = "test") -> Path:
+    """Draw DSC against parameters of finished runs; returns the file of the numbers.
+
+    Raises:
+        UsageError, DataError, OutputError: what cannot be used is named.
+    """
+    check_picture_name(out)
+    points = read_points(runs, part=part)
+    front = pareto_front(points)
+    draw_tradeoff(points, front, out, part)
+    numbers = out.with_suffix(".json")
+    write_json(numbers, {"part": part, "points": points, "front": front})
+    return numbers
+
+
+def _write_numbers(
+    out: Path, models: Sequence[str], device: torch.device, settings: dict[str, Any], results: Any
+) -> Path:
+    content = {
+        "rwkvseg": __version__,
+        "torch": torch.__version__,
+        "hardware": _hardware(device),
+        "models": list(models),
+        "settings": settings,
+        "results": results,
+    }
+    numbers = out.with_suffix(".json")
+    write_json(numbers, content)
+    return numbers
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,81 @@
+"""A step of pre-training: classify, or paint what is hidden; beside it a moving average of the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rwkvseg.models.pretraining import reconstruction_loss
+from rwkvseg.training.module import RecipeModule, laid_out
+from rwkvseg.training.pretrain_recipe import PretrainRecipe
+
+
+class PretrainModule(RecipeModule):
+    """Trains an `EncoderClassifier` or a `MaskedReconstruction` by a recipe.
+
+    Args:
+        network: the one that fits the recipe's task.
+        recipe: task, optimiser, epochs, decay of the moving average.
+    """
+
+    def __init__(self, network: nn.Module, recipe: PretrainRecipe) -> None:
+        training = recipe.training
+        super().__init__(network, recipe.optimizer, epochs=training.epochs, seed=training.seed)
+        self.task = recipe.task
+        self.label_smoothing = recipe.classify.label_smoothing
+        self.average: AveragedModel | None = None
+        if training.ema is not None:
+            # batch norm's statistics too: those of the last weights do not fit averaged ones
+            averaging = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True).eval()
+            self.average.requires_grad_(False)
+        self._sums = torch.zeros(0)
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        """Loss of one batch."""
+        image = laid_out(batch["image"])
+        if self.task == "masked":
+            loss = reconstruction_loss(self.network(image, batch["mask"]), image, batch["mask"])
+        else:
+            logits = self.network(image).float()
+            loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the average follow the weights that the optimiser has just changed."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._sums = torch.zeros(6, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
+        """Add number, loss without smoothing, and top-1 and top-5 hits, also of the averaged weights."""
+        image, label = laid_out(batch["image"]), batch["label"]
+        logits = self.network(image).float()
+        sums = [
+            torch.tensor(len(label)),
+            F.cross_entropy(logits, label, reduction="sum"),
+            *hits(logits, label),
+        ]
+        if self.average is not None:
+            sums += hits(self.average(image), label)
+        for place, value in enumerate(sums):
+            self._sums[place] += value.to(self._sums)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the validation part."""
+        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        names = ("val_loss", "val_top1", "val_top5", "ema_top1", "ema_top5")
+        for name, value in zip(names[: 3 if self.average is None else 5], sums[1:], strict=False):
+            self.log(name, (value / sums[0]).float())
+
+
+def hits(logits: Tensor, label: Tensor) -> list[Tensor]:
+    """Numbers of rows whose label is the largest logit, and among the five largest. logits: (B, K)."""
+    order = logits.topk(min(5, logits.shape[1]), dim=1).indices == label.unsqueeze(1)
+    return [order[:, 0].sum(), order.sum()]

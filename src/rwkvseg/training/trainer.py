@@ -1,0 +1,49 @@
+"""Lightning's trainer as every run of this package wants it: quiet, exact, with checkpoints that are safe."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from rwkvseg.training.checkpoints import SafeCheckpointIO
+
+
+def build_trainer(
+    out: Path,
+    device: torch.device,
+    callbacks: list[Any],
+    *,
+    precision: str,
+    epochs: int,
+    validate_every: int,
+    gradient_clip: float | None,
+    devices: int = 1,
+) -> Trainer:
+    """Make the trainer of one run in the folder `out`.
+
+    `precision` "auto" is bfloat16 on CUDA. Of several `devices`, GPUs or processes on a CPU, each takes a
+    share of every batch.
+    """
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.set_float32_matmul_precision("high")
+    mixed = precision == "bfloat16" or (precision == "auto" and cuda)
+    return Trainer(
+        accelerator="gpu" if cuda else "cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="bf16-mixed" if mixed else "32-true",
+        max_epochs=epochs,
+        check_val_every_n_epoch=validate_every,
+        gradient_clip_val=gradient_clip,
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
+        default_root_dir=out,
+        benchmark=cuda,  # without cuDNN's trials inference took 30 ms a batch instead of 15 to 22
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
