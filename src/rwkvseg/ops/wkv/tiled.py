@@ -100,7 +100,7 @@ class _Plan:
             return 0
         return next(spans for spans in (1, 8, JOINED) if self.num_spans <= spans)
 
-    def join(self, w: Tensor, totals: Tensor) -> Tensor:
+    def join(self, w: Tensor, totals: Tensor, *, centred: bool) -> Tensor:
         """Return what enters every span if there are many; otherwise the totals as they are."""
         if self.num_spans <= JOINED:
             return totals
@@ -117,6 +117,7 @@ class _Plan:
             SPAN=self.tile.span,
             GROUPS=-(-self.num_spans // 64),
             CHANNELS=width,
+            CENTRED=centred,
             WIDE=triton_states.TYPES[self.wide],
             num_warps=4,
         )
@@ -132,7 +133,7 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if plan.num_spans > 1:
             plan.launch("bi_wkv_totals_kernel", w, k, v, states)
-            states = plan.join(w, states)
+            states = plan.join(w, states, centred=True)
         plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, SPANS=plan.spans)
     return y, states
 
@@ -152,7 +153,7 @@ def triton_bi_wkv_backward(
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if plan.num_spans > 1:
             plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=True)
-            arguments = (*arguments[:9], plan.join(w, adjoint), *arguments[10:])
+            arguments = (*arguments[:9], plan.join(w, adjoint, centred=False), *arguments[10:])
         plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=False)
     return parts.sum(0), gk, gv
 

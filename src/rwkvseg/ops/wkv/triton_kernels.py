@@ -29,7 +29,7 @@ from rwkvseg.ops.wkv.triton_states import (
     push_first,
     put_row,
     reach,
-    read_state,
+    read_centred,
     rows_after,
     safe_reach,
     same_rows,
@@ -76,7 +76,7 @@ def bi_wkv_totals_kernel(
         keys, values = next_keys, next_values
     ln, ld, en, ed = column_sum(ln), column_sum(ld), column_sum(en), column_sum(ed)
     least, greatest = tl.minimum(ld, ed), tl.maximum(ld, ed)
-    # where one token outweighs the others, gradients need n / d to be its value to the last bit
+    # where one token outweighs the others, gradients need its value taken off: too long a search for here
     alone = 2 * tl.exp2(tl.max(high, 0)[None, :]) > least
     greatest = tl.where(alone, float("inf"), greatest)
     if unfit(least, greatest, w, zero, ok, BLOCK * BLOCKS * CHUNKS, LIMIT):
@@ -91,34 +91,42 @@ def bi_wkv_totals_kernel(
 @triton.jit(do_not_specialize=["num_spans"])
 def bi_wkv_join_kernel(
     p_w, p_totals, p_states, num_spans,
-    C: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+    CENTRED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Join the totals of any number of spans: write what enters each, a group of 64 spans at a time."""
+    """Join the totals of any number of spans: write what enters each, a group of 64 spans at a time.
+
+    CENTRED: take their mean value off all of them, and write it beside them.
+    """
     num_blocks = tl.cdiv(C, CHANNELS)
     i_b = tl.program_id(0) // num_blocks
     c = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     decay = -LOG2E * vector_of(p_w, c, C, WIDE) * SPAN
     m = tl.arange(0, 64)[:, None]
     zero = tl.zeros_like(decay)
-    enters = (zero + NOTHING, zero, zero)
     everything = (zero + NOTHING, zero, zero)
+    mean = zero
+    if CENTRED:
+        for group in range(GROUPS):
+            row, mask = i_b * num_spans + group * 64 + m, (group * 64 + m < num_spans) & (c < C)
+            o, n, d = read_centred(p_totals, row, c, C, mask, 0.0, False, WIDE)
+            to, tn, td = add_rows(o, n, d)
+            everything = plus(everything[0], everything[1], everything[2], to, tn, td)
+        mean = tl.where(c < C, everything[1] / everything[2], 0.0)
+    enters = (zero + NOTHING, zero, zero)
     for group in range(GROUPS):
         row, mask = i_b * num_spans + group * 64 + m, (group * 64 + m < num_spans) & (c < C)
-        state = read_state(p_totals, row, c, C, mask, WIDE)
+        state = read_centred(p_totals, row, c, C, mask, mean, False, WIDE)
         write_state(p_states, row, c, C, mask, safe_reach(state, decay, enters, False))
         o, n, d = state
         so, sn, sd = enters
         to, tn, td = add_rows(o + (63 - m).to(WIDE) * decay, n, d)
         enters = plus(so + 64 * decay, sn, sd, to, tn, td)
-        so, sn, sd = everything
-        to, tn, td = add_rows(o, n, d)
-        everything = plus(so, sn, sd, to, tn, td)
-    mean = tl.where(c < C, everything[1] / everything[2], 0.0)
     enters = (zero + NOTHING, zero, zero)
     for back in range(GROUPS):
         first = (GROUPS - 1 - back) * 64
         row, mask = i_b * num_spans + first + m, (first + m < num_spans) & (c < C)
-        state = read_state(p_totals + 3 * C, row, c, C, mask, WIDE)
+        state = read_centred(p_totals, row, c, C, mask, mean, True, WIDE)
         write_state(p_states + 3 * C, row, c, C, mask, safe_reach(state, decay, enters, True))
         tl.store(p_states + (row.to(tl.int64) * 7 + 6) * C + c, mean + tl.zeros_like(state[0]), mask=mask)
         o, n, d = state
@@ -138,7 +146,7 @@ def bi_wkv_fwd_kernel(
     i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
-    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
+    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, 0.0, SPANS, WIDE)
     k, v, p_out = p_k + base + places, p_v + base + places, p_y + base + places
     top = reference(p_k + base + c, C, i_s, T, span, past, future, c < C, WIDE)
     ln, ld, en, ed, pns, pds, keys, values = fast_totals(k, v, left, C, w, top, 0.0, BLOCK, BLOCKS)
@@ -192,13 +200,11 @@ def bi_wkv_bwd_kernel(
     left = None if WHOLE else left
     ok = c < C
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
-    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
-    k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
     mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
+    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, mean, SPANS, WIDE)
+    k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
     top = reference(p_k + base + c, C, i_s, T, span, past, future, ok, WIDE)
-    past = (past[0], past[1] - mean * past[2], past[2])
-    future = (future[0], future[1] - mean * future[2], future[2])
-    start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 1 if TOTALS else SPANS, WIDE)
+    start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 0.0, 1 if TOTALS else SPANS, WIDE)
     lam, far, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
     ln, ld, en, ed, pns, pds, keys, values = fast_totals(k, v, left, C, w, top, mean, BLOCK, BLOCKS)
     x, y = tl.exp2(past[0] - top), tl.exp2(future[0] - top)
@@ -238,7 +244,9 @@ def bi_wkv_bwd_kernel(
         )  # fmt: skip
     elif TOTALS:
         later, earlier = (zero - top, lr, lq), (zero - top, er, eq)
-        write_totals(p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
+        write_totals(
+            p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, 0.0 * w, -BLOCK * BLOCKS * w, CHUNKS
+        )
     else:
         x, y = tl.exp2(start[0] + top), tl.exp2(end[0] + top)
         on = reach(lr, lq, decay, x * start[1], x * start[2], False)

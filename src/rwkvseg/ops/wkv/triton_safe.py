@@ -32,6 +32,20 @@ from rwkvseg.ops.wkv.triton_states import (
 
 
 @triton.jit
+def _value_of_highest(p_k, p_v, left, C, LENGTH: tl.constexpr, WIDE: tl.constexpr):
+    """Return a value that has the largest key of each channel (1, CHANNELS), 0 where it is not finite."""
+    high = tl.zeros(p_k.shape, WIDE) + float("-inf")
+    value = tl.zeros(p_k.shape, WIDE)
+    for j in range(LENGTH):
+        k = key_of(p_k, left, C, j, WIDE)
+        value = tl.where(k > high, row_of(p_v, left, C, j, WIDE), value)
+        high = tl.maximum(high, k)
+    value = tl.where(high == tl.max(high, 0)[None, :], value, float("-inf"))
+    value = tl.max(value, 0)[None, :]
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)
+
+
+@triton.jit
 def _gap(i, j, w, u):
     """Return what is added to the key of token i where token j looks at it."""
     return tl.where(i == j, u, -(tl.abs(i - j) - 1) * w)
@@ -119,7 +133,8 @@ def safe_forward(
     i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
-    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -BLOCK * BLOCKS * CHUNKS * w, SPANS, WIDE)
+    span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
+    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, 0.0, SPANS, WIDE)
     k, v, y = p_k + base + places, p_v + base + places, p_y + base + places
     past, fo, fn, fd = _states(k, v, left, C, w, 0.0, past, future, BLOCK, BLOCKS)
     some = tl.zeros(k.shape, WIDE)
@@ -147,17 +162,16 @@ def safe_totals(
     w = vector_of(p_w, c, C, WIDE) * LOG2E
     k, v = p_k + base + places, p_v + base + places
     zero = tl.zeros(k.shape, WIDE)
+    value = _value_of_highest(k, v, left, C, BLOCK * BLOCKS, WIDE)
     nothing = (zero + NOTHING, zero, zero)
     later = nothing
     earlier = nothing
     for s in range(BLOCKS):
-        o, n, d = _send(k, v, left, C, w, 0.0, s, BLOCK, True)
+        o, n, d = _send(k, v, left, C, w, value, s, BLOCK, True)
         later = plus(later[0] - BLOCK * w, later[1], later[2], o, n, d)
-        o, n, d = _send(k, v, left, C, w, 0.0, s, BLOCK, False)
+        o, n, d = _send(k, v, left, C, w, value, s, BLOCK, False)
         earlier = plus(earlier[0], earlier[1], earlier[2], o - s * BLOCK * w, n, d)
-    write_totals(p_totals, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
-    row = i_b * num_spans + i_s + tl.zeros_like(c)
-    tl.store(p_totals + (row.to(tl.int64) * 7 + 6) * C + c, tl.zeros_like(w), mask=c < C)
+    write_totals(p_totals, i_b, i_s, num_spans, c, C, later, earlier, value, -BLOCK * BLOCKS * w, CHUNKS)
 
 
 @triton.jit(noinline=True)
@@ -174,14 +188,12 @@ def safe_backward(
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
-    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, SPANS, WIDE)
-    start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 1 if TOTALS else SPANS, WIDE)
+    mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
+    past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, mean, SPANS, WIDE)
+    start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 0.0, 1 if TOTALS else SPANS, WIDE)
     k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
     gk, gv = p_gk + base + places, p_gv + base + places
     keys, outs = p_keys + base + places, p_outs + base + places
-    mean = mean_value(p_states, i_b, i_s, num_spans, c, C, SPANS, WIDE)
-    past = (past[0], past[1] - mean * past[2], past[2])
-    future = (future[0], future[1] - mean * future[2], future[2])
     zero = tl.zeros(k.shape, w.dtype)
     nothing = (zero + NOTHING, zero, zero)
     before, fo, fn, fd = _states(k, v, left, C, w, mean, past, future, BLOCK, BLOCKS)
@@ -212,7 +224,9 @@ def safe_backward(
         )
     earlier = _spread(eo, er, eq, nothing, -BLOCK * w, BLOCKS)[3]
     if TOTALS:
-        write_totals(p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, -BLOCK * BLOCKS * w, CHUNKS)
+        write_totals(
+            p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, 0.0 * w, -BLOCK * BLOCKS * w, CHUNKS
+        )
     else:
         from_past = safe_reach(later, -BLOCK * BLOCKS * w, start, False)
         from_future = safe_reach(earlier, -BLOCK * BLOCKS * w, end, True)

@@ -7,8 +7,8 @@ BLOCKS blocks of BLOCK tokens. Exponents are to base 2. In a kernel `_` is a var
     p_      pointer to a tensor; k, v, ...: pointers to each lane's first token; `left`: tokens from there on
     state   (o, n, d): a sum of values n and of weights d, both times 2^o
     sent    what a block, chunk or span sends on, to later tokens and to earlier ones
-    states  of the spans in memory, (B, spans, 7, C): one for each of the two directions, then a mean value;
-            where there is one span (B, 1, 1, C), only that
+    states  of the spans in memory, (B, spans, 7, C): one for each of the two directions, then the value that
+            has been taken off those in their n; where there is one span (B, 1, 1, C): only a mean value
 """
 
 import torch
@@ -195,6 +195,14 @@ def read_state(p, rows, c, C, mask, WIDE: tl.constexpr):
 
 
 @triton.jit
+def read_centred(p, rows, c, C, mask, mean, FUTURE: tl.constexpr, WIDE: tl.constexpr):
+    """Return the state of some spans in one direction with the mean taken off their values."""
+    o, n, d = read_state(p + 3 * C if FUTURE else p, rows, c, C, mask, WIDE)
+    taken_off = tl.load(p + (rows.to(tl.int64) * 7 + 6) * C + c, mask=mask, other=0.0).to(WIDE)
+    return o, n + (taken_off - mean) * d, d
+
+
+@triton.jit
 def write_state(p, rows, c, C, mask, state):
     """Write what `read_state` reads."""
     p += rows.to(tl.int64) * 7 * C + c
@@ -219,19 +227,25 @@ def add_rows(o, n, d):
 
 
 @triton.jit
-def write_totals(p, i_b, i_s, num_spans, c, C, later, earlier, decay, CHUNKS: tl.constexpr):
-    """Write what a span sends on, from the states that its chunks send; decay: of one chunk."""
+def write_totals(p, i_b, i_s, num_spans, c, C, later, earlier, taken_off, decay, CHUNKS: tl.constexpr):
+    """Write what a span sends on, from the states that its chunks send; decay: of one chunk.
+
+    taken_off (1, CHANNELS): of the values in these states.
+    """
     row = i_b * num_spans + i_s + tl.zeros_like(c)
     chunk = tl.arange(0, CHUNKS)[:, None]
     o, n, d = later
     write_state(p, row, c, C, c < C, add_rows(o + (CHUNKS - 1 - chunk).to(o.dtype) * decay, n, d))
     o, n, d = earlier
     write_state(p + 3 * C, row, c, C, c < C, add_rows(o + chunk.to(o.dtype) * decay, n, d))
+    tl.store(p + (row.to(tl.int64) * 7 + 6) * C + c, taken_off, mask=c < C)
 
 
 @triton.jit
-def enter(p, i_b, i_s, num_spans, c, C, decay, SPANS: tl.constexpr, WIDE: tl.constexpr):
+def enter(p, i_b, i_s, num_spans, c, C, decay, mean, SPANS: tl.constexpr, WIDE: tl.constexpr):
     """Return the states that enter a span from the past and from the future; decay: of one span.
+
+    mean is taken off the values in them.
 
     SPANS: 1 where the span is the sequence, 0 where `bi_wkv_join_kernel` has joined them; otherwise at least
     their number, and they are joined here.
@@ -241,14 +255,14 @@ def enter(p, i_b, i_s, num_spans, c, C, decay, SPANS: tl.constexpr, WIDE: tl.con
     future = (zero + NOTHING, zero, zero)
     if SPANS == 0:
         row = i_b * num_spans + i_s + tl.zeros_like(c)
-        past = read_state(p, row, c, C, c < C, WIDE)
-        future = read_state(p + 3 * C, row, c, C, c < C, WIDE)
+        past = read_centred(p, row, c, C, c < C, mean, False, WIDE)
+        future = read_centred(p, row, c, C, c < C, mean, True, WIDE)
     if SPANS > 1:
         m = tl.arange(0, SPANS)[:, None]
         row = i_b * num_spans + m
-        o, n, d = read_state(p, row, c, C, (m < i_s) & (c < C), WIDE)
+        o, n, d = read_centred(p, row, c, C, (m < i_s) & (c < C), mean, False, WIDE)
         past = add_rows(o + (i_s - 1 - m).to(WIDE) * decay, n, d)
-        o, n, d = read_state(p + 3 * C, row, c, C, (m > i_s) & (m < num_spans) & (c < C), WIDE)
+        o, n, d = read_centred(p, row, c, C, (m > i_s) & (m < num_spans) & (c < C), mean, True, WIDE)
         future = add_rows(o + (m - i_s - 1).to(WIDE) * decay, n, d)
     return past, future
 
@@ -278,7 +292,7 @@ def mean_value(p, i_b, i_s, num_spans, c, C, SPANS: tl.constexpr, WIDE: tl.const
         mean = tl.load(p + row * C + c, mask=c < C, other=0.0).to(WIDE)
     else:
         m = tl.arange(0, SPANS)[:, None]
-        o, n, d = read_state(p, i_b * num_spans + m, c, C, (m < num_spans) & (c < C), WIDE)
+        o, n, d = read_centred(p, i_b * num_spans + m, c, C, (m < num_spans) & (c < C), 0.0, False, WIDE)
         _, n, d = add_rows(o, n, d)
         mean = tl.where(c < C, n / d, 0.0)
     return mean
