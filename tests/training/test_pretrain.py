@@ -90,6 +90,9 @@ def test_the_command_leaves_an_encoder_that_loads(rwkvseg, tree, tmp_path):
     network = create_model("rwkv_unet_tiny", **OVERRIDES)
     for name in ("encoder.safetensors", "encoder_ema.safetensors"):
         network.encoder.load_state_dict(load_file(out / name), strict=True)
+        started = create_model("rwkv_unet_tiny", num_classes=2, encoder_weights=str(out / name), **OVERRIDES)
+        for key, value in started.encoder.state_dict().items():
+            assert torch.equal(value, network.encoder.state_dict()[key]), (name, key)
         with safe_open(out / name, "pt") as file:
             metadata = file.metadata()
         assert (metadata["kind"], metadata["model"]) == ("rwkvseg-encoder", "rwkv_unet_tiny")
