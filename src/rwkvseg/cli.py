@@ -18,7 +18,15 @@ from rich.table import Table
 
 from rwkvseg import __version__
 from rwkvseg.cli_figure import figure_app
-from rwkvseg.cli_options import Device, DeviceOption
+from rwkvseg.cli_options import (
+    ChangesOption,
+    DataOption,
+    Device,
+    DeviceOption,
+    ResumeOption,
+    RunOption,
+    changes_of,
+)
 from rwkvseg.errors import RWKVSegError
 from rwkvseg.progress import progress_bar
 
@@ -74,13 +82,11 @@ def _program(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")],
-    data: Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")] = None,
+    data: DataOption = None,
+    out: RunOption = None,
     device: DeviceOption = Device.auto,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")] = False,
+    changes: ChangesOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Train a network by a recipe, test it, and write a run folder.
 
@@ -94,10 +100,7 @@ def train(
     from rwkvseg.training.recipe import Recipe
     from rwkvseg.training.run import train as run_training
 
-    changes = list(changes or [])
-    if data is not None:
-        changes.append(f"data.path={json.dumps(str(data), ensure_ascii=False)}")
-    content = Recipe.from_file(recipe, changes=changes)
+    content = Recipe.from_file(recipe, changes=changes_of(changes, data))
     folder = out or Path("runs") / content.name
     console = Console()
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
@@ -110,13 +113,11 @@ def train(
 @app.command()
 def pretrain(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/pretrain_*.yaml.")],
-    data: Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")] = None,
+    data: DataOption = None,
+    out: RunOption = None,
     device: DeviceOption = Device.auto,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")] = False,
+    changes: ChangesOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Train an encoder alone, to classify pictures or to paint hidden parts of them, and keep its weights.
 
@@ -128,10 +129,7 @@ def pretrain(
     from rwkvseg.training.pretrain import pretrain as run_pretraining
     from rwkvseg.training.pretrain_recipe import PretrainRecipe
 
-    changes = list(changes or [])
-    if data is not None:
-        changes.append(f"data.path={json.dumps(str(data), ensure_ascii=False)}")
-    content = PretrainRecipe.from_file(recipe, changes=changes)
+    content = PretrainRecipe.from_file(recipe, changes=changes_of(changes, data))
     folder = out or Path("runs") / content.name
     console = Console()
     result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rwkvseg.data.case import Case
@@ -174,17 +174,21 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
 
     def _loader(self, items: SegmentationItems, *, draws: int, shuffle: bool) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
-        trainer = self.trainer
-        sampler = EpochSampler(
-            len(items),
-            draws=draws,
-            seed=settings.seed,
-            shuffle=shuffle,
-            rank=trainer.global_rank if trainer else 0,
-            processes=trainer.world_size if trainer else 1,
-        )
+        sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
         workers = number_of_workers(settings.workers) if shuffle else 0
         return make_loader(items, sampler, batch_size=settings.batch_size, workers=workers)
+
+
+def sampler_of(trainer: Trainer | None, number: int, *, draws: int, seed: int, shuffle: bool) -> EpochSampler:
+    """Sampler of this process's share of the draws; without a trainer there is one process."""
+    return EpochSampler(
+        number,
+        draws=draws,
+        seed=seed,
+        shuffle=shuffle,
+        rank=trainer.global_rank if trainer else 0,
+        processes=trainer.world_size if trainer else 1,
+    )
 
 
 def make_loader(

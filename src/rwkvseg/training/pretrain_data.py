@@ -22,7 +22,7 @@ from rwkvseg.data.layouts import CaseFiles
 from rwkvseg.data.pretraining import draw_mask, read_rgb, training_view, validation_view
 from rwkvseg.data.transforms import sample_generator
 from rwkvseg.errors import DataError, RecipeError
-from rwkvseg.training.datamodule import Draw, EpochSampler, make_loader, number_of_workers
+from rwkvseg.training.datamodule import Draw, make_loader, number_of_workers, sampler_of
 from rwkvseg.training.pretrain_recipe import PictureSource, PretrainRecipe
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data, part_files
@@ -198,15 +198,7 @@ class PretrainData(LightningDataModule):  # type: ignore[misc]
 
     def _loader(self, items: PictureItems, *, draws: int, shuffle: bool) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
-        trainer = self.trainer
-        sampler = EpochSampler(
-            len(items),
-            draws=draws,
-            seed=settings.seed,
-            shuffle=shuffle,
-            rank=trainer.global_rank if trainer else 0,
-            processes=trainer.world_size if trainer else 1,
-        )
+        sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
         workers = number_of_workers(settings.workers)
         return make_loader(
             items, sampler, batch_size=settings.batch_size // settings.devices, workers=workers

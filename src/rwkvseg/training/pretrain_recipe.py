@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from rwkvseg.data.pretraining import PictureSettings
 from rwkvseg.models.rwkv_unet import STRIDE
 from rwkvseg.training.recipe import ModelSettings, OptimizerSettings
-from rwkvseg.training.recipe_file import RecipeFile, Settings
+from rwkvseg.training.recipe_file import RecipeFile, Settings, Workers
 
 
 class PictureSource(Settings):
@@ -52,15 +52,8 @@ class PretrainTrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: int = Field(1, gt=0)  # epochs
     checkpoint_every: int = Field(1, gt=0)  # epochs
-    workers: int | Literal["auto"] = "auto"  # for each device
+    workers: Workers = "auto"  # for each device
     compile: bool = False
-
-    @field_validator("workers")
-    @classmethod
-    def _workers_not_negative(cls, workers: int | str) -> int | str:
-        if isinstance(workers, int) and workers < 0:
-            raise ValueError("must be 0 or more, or 'auto'")
-        return workers
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rwkvseg.data.transforms import Augmentation, Preprocessing
 from rwkvseg.models.registry import list_models
-from rwkvseg.training.recipe_file import RecipeFile, Settings
+from rwkvseg.training.recipe_file import RecipeFile, Settings, Workers
 
 Positive = Field(gt=0)
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -114,17 +114,10 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 elsewhere
     validate_every: int = Field(1, gt=0)  # epochs
     checkpoint_every: int = Field(1, gt=0)  # epochs
-    workers: int | Literal["auto"] = "auto"
+    workers: Workers = "auto"
     cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data up to this size stays in memory
     compile: bool = False
     report: Literal["last", "best"] = "last"  # which checkpoint is tested and exported
-
-    @field_validator("workers")
-    @classmethod
-    def _workers_not_negative(cls, workers: int | str) -> int | str:
-        if isinstance(workers, int) and workers < 0:
-            raise ValueError("must be 0 or more, or 'auto'")
-        return workers
 
     @model_validator(mode="after")
     def _best_needs_a_validation(self) -> Self:

@@ -2,12 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvseg.errors import RecipeError
+
+
+def _not_negative(workers: int | str) -> int | str:
+    if isinstance(workers, int) and workers < 0:
+        raise ValueError("must be 0 or more, or 'auto'")
+    return workers
+
+
+Workers = Annotated[int | Literal["auto"], AfterValidator(_not_negative)]
 
 
 class Settings(BaseModel):
