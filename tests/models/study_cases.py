@@ -47,7 +47,12 @@ STUDIES: dict[str, dict[str, Any]] = {
 def build_study(study: str, *, num_classes: int = 2, seed: int = 0) -> nn.Module:
     """Small network of a study, with random decays where it has some."""
     torch.manual_seed(seed)
-    model = create_model("rwkv_unet_tiny", num_classes=num_classes, **SMALL, **STUDIES[study])
+    return with_random_decays(
+        create_model("rwkv_unet_tiny", num_classes=num_classes, **SMALL, **STUDIES[study])
+    )
+
+
+def with_random_decays(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(("decay", "bonus")):  # they start at zero, where little depends on them

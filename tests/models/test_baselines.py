@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 import torch
-from test_contract import SMALLER, images
+from study_cases import images
+from test_contract import SMALLER
 from test_onnx import ANY_SIZE, EXPORTED
 from torch import Tensor, nn
 

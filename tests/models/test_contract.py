@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from study_cases import images, with_random_decays
+from torch import nn
 
 from rwkvseg.errors import RWKVSegError, ShapeError, UsageError
 from rwkvseg.models import create_model, list_models
@@ -26,16 +27,9 @@ SIZES = [(1, 1), (1, 40), (16, 16), (37, 53), (224, 32)]
 def build(name: str, in_channels: int = 3, num_classes: int = 2, seed: int = 0) -> nn.Module:
     overrides = SMALLER.get(name, SMALLER["rwkv_unet"])
     torch.manual_seed(seed)
-    model = create_model(name, in_channels=in_channels, num_classes=num_classes, **overrides)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith(("decay", "bonus")):  # they start at zero, where little depends on them
-                parameter.normal_(std=3)
-    return model
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return with_random_decays(
+        create_model(name, in_channels=in_channels, num_classes=num_classes, **overrides)
+    )
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contract import build, images
+from study_cases import images
+from test_contract import build
 from torch import Tensor
 from torch.export import Dim
 
