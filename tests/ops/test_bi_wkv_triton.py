@@ -66,6 +66,16 @@ def test_growth_that_only_the_whole_sequence_shows() -> None:
     check(inputs((1, 130, 4), keys="constant", decay=-120.0), 1e-4)
 
 
+def test_a_key_that_only_its_own_span_shows() -> None:
+    # looked at by no sample, it overflows the sums of its span, which vanish beside the span before
+    x = inputs((1, 48, 4), keys="1")
+    k = x.k.clone()
+    k[:, :24] += 80
+    k[:, 24:] -= 40
+    k[:, 29] = 60
+    check(x._replace(k=k), 1e-5)
+
+
 def test_one_key_that_outweighs_all_spans() -> None:
     x = there(inputs((1, 130, 4), keys="one-hot", decay=-8.0))
     found = errors(run(triton_bi_wkv, x), run(naive_bi_wkv, x.to(torch.float64)), x)

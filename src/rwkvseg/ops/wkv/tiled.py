@@ -1,4 +1,4 @@
-"""Bi-WKV through Triton: two custom operators, and how they cut the work for triton_kernels.py.
+"""Bi-WKV through Triton: two custom operators, and how they cut the work for the kernels.
 
 A program takes a span, some chunks of tokens, of some channels. A forward pass is one launch while a sequence
 fits in a span, two up to 64 spans and three beyond; a backward pass is one more, the sum of gw and gu over
@@ -72,11 +72,12 @@ class _Plan:
         return self.new(self.batch, self.num_spans, 7 if self.num_spans > 1 else 1, self.channels)
 
     def launch(self, name: str, *tensors: Tensor, **constants: Any) -> None:
-        """Run a kernel of triton_kernels.py, one program for each tile."""
-        from rwkvseg.ops.wkv import triton_kernels, triton_states
+        """Run a kernel, one program for each tile."""
+        from rwkvseg.ops.wkv import triton_kernels, triton_long, triton_states
 
+        kernel = getattr(triton_long if self.num_spans > 1 else triton_kernels, name)
         tiles = -(-self.channels // self.tile.channels)
-        getattr(triton_kernels, name)[(self.batch * self.num_spans * tiles,)](
+        kernel[(self.batch * self.num_spans * tiles,)](
             *tensors,
             self.num_tokens,
             self.num_spans,
@@ -98,17 +99,24 @@ class _Plan:
         """SPANS of the kernels: for how many a program joins states; 0 where `join` has done it."""
         if self.num_spans > JOINED:
             return 0
-        return next(spans for spans in (1, 8, JOINED) if self.num_spans <= spans)
+        return 8 if self.num_spans <= 8 else JOINED
+
+    def keep(self, *, backward: bool) -> Tensor:
+        """Return memory for what a first launch keeps for the last."""
+        from rwkvseg.ops.wkv import triton_long
+
+        rows = triton_long.rows_kept(self.tile.blocks, backward=backward)
+        return self.new(self.batch, self.num_spans, rows, self.tile.chunks, self.channels)
 
     def join(self, w: Tensor, totals: Tensor, *, centred: bool) -> Tensor:
         """Return what enters every span if there are many; otherwise the totals as they are."""
         if self.num_spans <= JOINED:
             return totals
-        from rwkvseg.ops.wkv import triton_kernels, triton_states
+        from rwkvseg.ops.wkv import triton_long, triton_states
 
         states = torch.empty_like(totals)
         width = 16
-        triton_kernels.bi_wkv_join_kernel[(self.batch * -(-self.channels // width),)](
+        triton_long.bi_wkv_join_kernel[(self.batch * -(-self.channels // width),)](
             w,
             totals,
             states,
@@ -131,10 +139,13 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     plan = _Plan(k, backward=False)
     y, states = torch.empty_like(k), plan.new_states()
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        if plan.num_spans > 1:
-            plan.launch("bi_wkv_totals_kernel", w, k, v, states)
+        if plan.num_spans == 1:
+            plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)
+        else:
+            kept = plan.keep(backward=False)
+            plan.launch("bi_wkv_totals_kernel", w, k, v, states, kept)
             states = plan.join(w, states, centred=True)
-        plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, SPANS=plan.spans)
+            plan.launch("bi_wkv_outputs_kernel", w, u, k, v, y, states, kept, SPANS=plan.spans)
     return y, states
 
 
@@ -145,16 +156,20 @@ def triton_bi_wkv_backward(
     """Gradients of (w, u), in one tensor (2, C), of k and of v, from g (B, T, C), that of the output."""
     w, u, k, v, g = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous(), g.contiguous()
     plan = _Plan(k, backward=True)
-    gk, gv, adjoint = torch.empty_like(k), torch.empty_like(v), plan.new_states()
+    gk, gv = torch.empty_like(k), torch.empty_like(v)
     parts = plan.new(plan.batch * plan.num_spans, 2, plan.channels)
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)
-    arguments = (w, u, k, v, g, gk, gv, parts, states, adjoint, keys, outs)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        if plan.num_spans > 1:
-            plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=True)
-            arguments = (*arguments[:9], plan.join(w, adjoint, centred=False), *arguments[10:])
-        plan.launch("bi_wkv_bwd_kernel", *arguments, SPANS=plan.spans, TOTALS=False)
+        if plan.num_spans == 1:
+            plan.launch("bi_wkv_bwd_kernel", w, u, k, v, g, gk, gv, parts, states, keys, outs)
+        else:
+            kept, adjoint = plan.keep(backward=True), plan.new_states()
+            scratch = (keys, outs, kept)
+            plan.launch("bi_wkv_adjoint_kernel", w, u, k, v, g, states, adjoint, *scratch, SPANS=plan.spans)
+            adjoint = plan.join(w, adjoint, centred=False)
+            inputs = (w, u, k, v, g, gk, gv, parts, states, adjoint)
+            plan.launch("bi_wkv_gradients_kernel", *inputs, *scratch, SPANS=plan.spans)
     return parts.sum(0), gk, gv
 
 

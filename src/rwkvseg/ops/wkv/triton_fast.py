@@ -31,16 +31,22 @@ def reciprocal(x):
 
 
 @triton.jit
-def reference(p_k, C, i_s, T, SPAN: tl.constexpr, past, future, ok, WIDE: tl.constexpr):
-    """Return an exponent for each channel (1, CHANNELS) not far from the largest; 0 of no channel.
+def sampled_key(p_k, C, i_s, T, SPAN: tl.constexpr, ok, WIDE: tl.constexpr):
+    """Return the largest of a few exponents for each channel (1, CHANNELS), nothing of no channel.
 
-    p_k: keys of the span's first token. A few are looked at, the same by all threads: no exchange, no wait.
+    p_k: keys of the span's first token. All threads look at the same: no exchange, no wait.
     """
-    top = tl.maximum(past[0], future[0])
-    for part in tl.static_range(4):
+    top = tl.load(p_k + tl.minimum(SPAN // 8, T - 1 - i_s * SPAN) * C, mask=ok, other=0.0).to(WIDE) * LOG2E
+    for part in tl.static_range(1, 4):
         token = tl.minimum(part * (SPAN // 4) + SPAN // 8, T - 1 - i_s * SPAN)
         top = tl.maximum(top, tl.load(p_k + token * C, mask=ok, other=0.0).to(WIDE) * LOG2E)
-    return tl.where(ok, top, 0.0)
+    return top
+
+
+@triton.jit
+def reference(key, past, future, ok):
+    """Return an exponent for each channel (1, CHANNELS) not far from the largest; 0 of no channel."""
+    return tl.where(ok, tl.maximum(key, tl.maximum(past[0], future[0])), 0.0)
 
 
 @triton.jit
@@ -92,11 +98,12 @@ def futures(n, d, fn, fd, lam, BLOCK: tl.constexpr):
 def fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """Go through the blocks: return what each lane sends to later ones and to earlier ones.
 
-    Then what reaches its blocks from earlier tokens of it, two tuples, and keys and values of its last block.
+    Then what reaches its blocks from earlier tokens of it, two tuples, its largest weight, and keys and
+    values of its last block.
     """
     lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
     zero = tl.zeros(p_k.shape, w.dtype)
-    ln, ld, en, ed, power = zero, zero, zero, zero, zero + 1.0
+    ln, ld, en, ed, power, high = zero, zero, zero, zero, zero + 1.0, zero
     pns, pds = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
     keys, values = read_rows(p_k, left, C, 0, BLOCK, float("-inf")), read_rows(p_v, left, C, 0, BLOCK, 0.0)
     for s in range(BLOCKS):
@@ -104,13 +111,15 @@ def fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK: tl.constexpr, BLOCKS: tl
         next_keys = read_rows(p_k, left, C, ahead, BLOCK, float("-inf"))
         next_values = read_rows(p_v, left, C, ahead, BLOCK, 0.0)
         n, d = weigh(keys, values, top, mean, BLOCK)
+        for j in tl.static_range(BLOCK):
+            high = tl.maximum(high, d[j])
         pns, pds = push_last(pns, ln, BLOCKS), push_last(pds, ld, BLOCKS)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = en + power * earlier_n, ed + power * earlier_d
         power *= far
         keys, values = next_keys, next_values
-    return ln, ld, en, ed, pns, pds, keys, values
+    return ln, ld, en, ed, pns, pds, high, keys, values
 
 
 @triton.jit
@@ -128,16 +137,42 @@ def add_entering(rows_n, rows_d, n, d, far, BLOCKS: tl.constexpr, REVERSE: tl.co
 
 
 @triton.jit
+def put_outputs(
+    p_out, left, C, n, d, past, fn, fd, least, greatest, bonus, lam, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write the outputs of a block; return the least and greatest denominator so far, and the first output.
+
+    past: what enters the block; fn, fd: what reaches its tokens from later ones.
+    """
+    pn, pd = past
+    some = pn
+    for j in tl.static_range(BLOCK):
+        den = where_there(left, j, pd + fd[j] + bonus * d[j], 1.0)
+        least, greatest = tl.minimum(least, den), tl.maximum(greatest, den)
+        out = (pn + fn[j] + bonus * n[j]) * reciprocal(den)
+        put_row(p_out, left, C, j, out)
+        if j == 0:
+            some = out
+        pn, pd = pn * lam + n[j], pd * lam + d[j]
+    return least, greatest, some
+
+
+@triton.constexpr_function
+def largest_sum(limit):
+    """Return what a sum of weights must stay below: squares of it must not overflow."""
+    return 2.0 ** (0.5 * limit + 14)
+
+
+@triton.jit
 def unfit(least, greatest, w, u, ok, SPAN, LIMIT: tl.constexpr):
     """Return whether the reference does not suit a denominator; least, greatest: of each lane.
 
     Two terms of a sum may lie 2^LIMIT apart: by their keys, which the denominators show, by the bonus, and by
-    a decay that grows with distance. Above the reference less will do: there squares must not overflow.
+    a decay that grows with distance. Above the reference less will do, see `largest_sum`.
     """
     grown = tl.maximum(-w, 0.0) * SPAN + tl.abs(u)
     enough = tl.where(grown < LIMIT, tl.exp2(grown - LIMIT), float("inf"))
-    most = tl.exp2(tl.zeros_like(w) + (0.5 * LIMIT + 14))
-    bad = tl.where(ok & ~((least > enough) & (greatest < most)), 1, 0)
+    bad = tl.where(ok & ~((least > enough) & (greatest < largest_sum(LIMIT))), 1, 0)
     return tl.max(tl.max(bad, 1), 0) > 0
 
 
@@ -163,7 +198,7 @@ def adjoint_pairs(
 
 
 @triton.jit
-def _block_gradients(
+def block_gradients(
     rows_g, p_gk, p_gv, left, C, n, d, past, future, on, back, bonus, lam, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Write gk and gv of a block from the states that enter it on both sides; on, back: the adjoint ones.
@@ -226,7 +261,7 @@ def fast_gradients(
         future, back = (fns[0], fds[0]), (frs[0], fqs[0])
         fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
         frs, fqs = push_last(frs, frs[0], BLOCKS), push_last(fqs, fqs[0], BLOCKS)
-        past, on, by_w, by_u = _block_gradients(
+        past, on, by_w, by_u = block_gradients(
             rows_g, rows_after(p_gk, C, s * BLOCK), rows_after(p_gv, C, s * BLOCK),
             None if left is None else left - s * BLOCK, C, n, d, past, future, on, back, bonus, lam, BLOCK,
         )  # fmt: skip

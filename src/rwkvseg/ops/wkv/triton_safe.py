@@ -130,7 +130,7 @@ def safe_forward(
     WHOLE: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write y of a program."""
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, SPANS != 1)
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
@@ -184,7 +184,8 @@ def safe_backward(
 
     keys and outs are (B, T, C) in memory: -log2(den), the key of each token in the adjoint sums, and its out.
     """
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    turned: tl.constexpr = SPANS != 1 and not TOTALS
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, turned)
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS

@@ -22,16 +22,19 @@ NOTHING = tl.constexpr(-3.0e38)  # exponent of a sum without terms; -inf less it
 
 @triton.jit
 def place(
-    T, C, num_spans, LENGTH: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr
+    T, C, num_spans, LENGTH: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    BACKWARDS: tl.constexpr = False,
 ):  # fmt: skip
     """Return batch, span, channels (1, CHANNELS), offset of the span in k, of each lane's first token in it.
 
     Then how many tokens are left from there. Where all programs are whole, kernels put None for that.
+    BACKWARDS: the last program takes the first tile. What a launch before read last is still in the cache.
     """
     num_tiles = tl.cdiv(C, CHANNELS)
-    i_c = tl.program_id(0) % num_tiles
-    i_s = (tl.program_id(0) // num_tiles) % num_spans
-    i_b = tl.program_id(0) // (num_tiles * num_spans)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0) if BACKWARDS else tl.program_id(0)
+    i_c = tile % num_tiles
+    i_s = (tile // num_tiles) % num_spans
+    i_b = tile // (num_tiles * num_spans)
     c = i_c * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     chunk = tl.arange(0, CHUNKS)[:, None]
     start = i_s * (CHUNKS * LENGTH)
