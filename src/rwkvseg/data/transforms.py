@@ -81,7 +81,7 @@ class Augmentation(BaseModel):
     """Offset of all channels, either way."""
     gamma_probability: float = Field(0.5, ge=0, le=1)
     gamma: float = Field(0.0, ge=0, le=2)
-    """Exponent of intensities within their range, uniform in exp(-gamma)..exp(gamma); mean and deviation stay."""
+    """Exponent of intensities in their range, uniform in exp(-gamma)..exp(gamma); mean and deviation stay."""
     channel_probability: float = Field(1.0, ge=0, le=1)
     channel_offset: float = Field(0.0, ge=0)
     """Offset of each channel by itself, either way."""

@@ -1,7 +1,7 @@
 """Patches of volumes for training: where they lie, and one resampling that cuts and turns them.
 
-A patch is rotated by sampling the volume itself at the turned places, so nothing but the patch is computed and
-corners show the volume, not padding; MONAI's RandAffined turns what was cut before. Outside there are zeros.
+A patch is rotated by sampling the volume itself at the turned places: nothing but the patch is computed, and
+its corners show the volume. MONAI's RandAffined would turn what was cut before. Outside there are zeros.
 Every draw comes from the generator that is given.
 """
 
@@ -22,7 +22,7 @@ Places: TypeAlias = dict[int, NDArray[np.int64]]
 
 
 def foreground_places(label: NDArray[np.integer[Any]], classes: int) -> Places:
-    """Flat indices of voxels of every class 1..classes-1 that is present, evenly taken, at most 4096 of each."""
+    """Flat indices of voxels of every class 1, 2, ... that is present, evenly taken, at most 4096 of each."""
     places = {}
     for value in range(1, classes):
         found = np.flatnonzero(label == value)
@@ -66,12 +66,10 @@ def draw_corner(
 def cut_patch(values: NDArray[Any], corner: Sequence[int], patch: Sequence[int]) -> NDArray[Any]:
     """Copy (..., *patch) of values (..., i, j, k) from `corner` on, zeros outside."""
     cut = np.zeros((*values.shape[:-3], *patch), values.dtype)
-    source, target = [], []
-    for start, side, n in zip(corner, patch, values.shape[-3:], strict=True):
-        first, last = max(start, 0), min(start + side, n)
-        source.append(slice(first, last))
-        target.append(slice(first - start, last - start))
-    cut[..., *target] = values[..., *source]
+    sides = list(zip(corner, patch, values.shape[-3:], strict=True))
+    i, j, k = (slice(max(start, 0), min(start + side, n)) for start, side, n in sides)
+    u, v, w = (slice(max(-start, 0), min(side, n - start)) for start, side, n in sides)
+    cut[..., u, v, w] = values[..., i, j, k]
     return cut
 
 
@@ -81,9 +79,9 @@ def draw_geometry(
     spacing: Sequence[float] | None,
     generator: np.random.RandomState,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Random matrix (3, 3) and shift (3,), both in voxels: patch voxel x, from its centre, shows volume voxel
-    matrix @ x + shift. None where nothing changes.
+    """Random matrix (3, 3) and shift (3,) in voxels, or None where nothing changes.
 
+    The patch's voxel x, counted from its centre, shows the volume's voxel matrix @ x + shift from there.
     Rotations are rigid in mm; they come after the scaling along the patch's axes.
     """
     if not (settings.rotation or settings.scale or settings.shift):
