@@ -50,6 +50,11 @@ class Windows:
         return math.prod(len(starts) for starts in self.starts)
 
     @property
+    def slab_voxels(self) -> int:
+        """Voxels of as many rows as are held at once."""
+        return min(self.patch[0], self.shape[0]) * self.shape[1] * self.shape[2]
+
+    @property
     def inner(self) -> tuple[slice, ...]:
         """Part of every window that lies in the volume."""
         befores = [max(0, side - n) // 2 for n, side in zip(self.shape, self.patch, strict=True)]
@@ -117,10 +122,9 @@ def slab_logits(
         _drop_rows(totals, done)
 
 
-def along_axis(axis: int, infer: Infer) -> tuple[Shape, Infer]:
-    """Order of the axes that brings `axis` to the front, and `infer` for windows in that order."""
-    first, second = (other for other in range(3) if other != axis)
-    return (axis, first, second), lambda x: infer(x.movedim(2, 2 + axis)).movedim(2 + axis, 2)
+def along_axis(axis: int, infer: Infer) -> Infer:
+    """Return `infer` for windows whose `axis` has been brought to the front of the other two."""
+    return lambda windows: infer(windows.movedim(2, 2 + axis)).movedim(2 + axis, 2)
 
 
 def slab_axis(shape: Sequence[int], patch: Sequence[int]) -> int:
