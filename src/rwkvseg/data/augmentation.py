@@ -35,7 +35,7 @@ BOTH_MODES = ("bilinear", "nearest")
 def augment(
     settings: "Augmentation", image: Tensor, label: Tensor, generator: np.random.RandomState
 ) -> tuple[Tensor, Tensor]:
-    """Augment image (C, *spatial) float32 and label (*spatial); same shapes and types. Not for two threads."""
+    """Augment image (C, *spatial) float32 and label (*spatial); same shapes and types. For one thread."""
     compose = _compose(settings, tuple(image.shape[1:]))
     compose.set_random_state(state=generator)
     with _plain_tensors():

@@ -172,6 +172,12 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
                 for part, folder in zip((train, val), folders, strict=True)
             )
 
+    def close(self) -> None:
+        """Forget volumes, and remove those that were put on disk."""
+        for items in (self.train, self.val):
+            if isinstance(items, VolumeItems):
+                items.close()
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the training part in the order of the epoch."""
         settings = self.recipe.training

@@ -75,6 +75,7 @@ def train(
     network, data = run.build_network(), run.read_data()  # whatever they refuse leaves no folder behind
     describe_run(out, recipe, folder, split, chosen)
     history = run.fit(network, data)
+    data.close()
     return run.finish(network, history, started, data.recipe.preprocessing)
 
 

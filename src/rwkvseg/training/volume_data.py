@@ -60,6 +60,12 @@ class VolumeStore:
         self.room = room
         self.folder = folder
         self._kept: dict[str, Volume] = {}
+        self._finalize: Callable[[], Any] = lambda: None
+
+    def close(self) -> None:
+        """Forget the volumes and remove the folder; without it both go at the end of the process."""
+        self._kept.clear()
+        self._finalize()
 
     def add(self, case: Case, places: Places) -> None:
         """Take up a preprocessed case.
@@ -97,7 +103,7 @@ class VolumeStore:
                     f"cannot write {self.folder}: {error.strerror or error}. "
                     "Free some space, or raise training.cache_gigabytes."
                 ) from error
-            weakref.finalize(self, _remove, self.folder, os.getpid())
+            self._finalize = weakref.finalize(self, _remove, self.folder, os.getpid())
         assert self.folder is not None
         return self.folder
 
@@ -154,6 +160,10 @@ class VolumeItems(Dataset[dict[str, Any]]):
             places = foreground_places(prepared.label, max(labels.values()) + 1) if augment else {}
             self._store.add(prepared, places)
             on_case()
+
+    def close(self) -> None:
+        """Forget the volumes."""
+        self._store.close()
 
     def __len__(self) -> int:
         return len(self.ids)
