@@ -1,14 +1,15 @@
 """From a case to the network's own grid: normalise, take slices of volumes, resize.
 
-MONAI does the work, and is loaded when first called. transforms.py offers these names as well.
+MONAI does the work, and is loaded when first called. transforms.py offers these names as well. Networks for
+whole volumes (`dimensions: 3`) get theirs from volumes.py.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from scipy.ndimage import zoom
 
 from rwkvseg.data.case import Case
@@ -17,21 +18,57 @@ from rwkvseg.errors import DataError
 FloatImage = NDArray[np.float32]
 
 
+class Intensity(BaseModel):
+    """What "ct" makes of intensities: clip to low..high, then (x - mean) / std; in the file's units."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: float
+    high: float
+    mean: float
+    std: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _limits_ascend(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low must not exceed high")
+        return self
+
+
 class Preprocessing(BaseModel):
     """How a case becomes the network's input; kept in the recipe and in the model file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    dimensions: Literal[2, 3] = 2
+    """2: pictures, and volumes slice by slice. 3: whole volumes, patch by patch (volumes.py)."""
     channels: int = Field(3, ge=1)
     """Input channels of the network; grey images are repeated to fit."""
     size: tuple[int, int] | None = (256, 256)
-    """(rows, columns) that every picture or slice is resized to; None keeps its own."""
-    normalisation: Literal["unit", "zscore", "percentile"] = "unit"
-    """See `normalise`."""
+    """(rows, columns) that every picture or slice is resized to; None keeps its own. Not of volumes."""
+    patch: tuple[int, int, int] | None = None
+    """Voxels of a volume along each axis that the network sees at once."""
+    spacing: tuple[float | None, float | None, float | None] | None = None
+    """Of volumes: mm along each axis of the network's grid; None keeps the file's, of all axes or of one."""
+    orientation: Literal["file", "RAS"] = "file"
+    """Of volumes: "RAS" turns the axes to the closest canonical ones; the prediction is turned back."""
+    crop: Literal["none", "nonzero"] = "none"
+    """Of volumes: "nonzero" cuts away what is exactly 0 all around; nothing is predicted there."""
+    normalisation: Literal["unit", "zscore", "percentile", "ct"] = "unit"
+    """See `normalise`; "ct", of volumes, see `Intensity`."""
+    intensity: Intensity | None = None
+    """Of "ct"; None lets training take it from the foreground of its cases."""
     slice_axis: int | None = Field(None, ge=0, le=2)
-    """Axis along which volumes are cut; None takes the axis with the largest spacing."""
+    """Axis along which volumes are cut; None takes the axis with the largest spacing. Not of volumes."""
     interpolation: Literal["linear", "cubic"] = "linear"
     """Of images; labels always take the nearest neighbour."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _volumes_have_no_size(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("dimensions") == 3:
+            return {"size": None} | content
+        return content
 
     @field_validator("size")
     @classmethod
@@ -39,6 +76,35 @@ class Preprocessing(BaseModel):
         if size is not None and min(size) < 1:
             raise ValueError("both lengths must be 1 or more")
         return size
+
+    @field_validator("patch", "spacing")
+    @classmethod
+    def _lengths_are_positive(cls, lengths: Any) -> Any:
+        if lengths is not None and any(length is not None and length <= 0 for length in lengths):
+            raise ValueError("all three lengths must be positive")
+        return lengths
+
+    @model_validator(mode="after")
+    def _keys_fit_the_dimensions(self) -> Self:
+        if self.dimensions == 3:
+            if self.patch is None:
+                raise ValueError("dimensions is 3 without patch: give the voxels a network sees, [i, j, k]")
+            if self.size is not None or self.slice_axis is not None:
+                raise ValueError("size and slice_axis are of slices, dimensions is 3: drop them")
+        else:
+            found = [key for key, none in OF_VOLUMES.items() if getattr(self, key) != none]
+            if found or self.normalisation == "ct":
+                told = ", ".join(found) or "normalisation ct"
+                raise ValueError(f"{told}: of volumes only. Set dimensions to 3, or drop it")
+        if self.intensity is not None and self.normalisation != "ct":
+            raise ValueError("intensity is of normalisation ct: choose that, or drop it")
+        if self.normalisation == "ct" and self.channels != 1:
+            raise ValueError("normalisation ct is of one channel: set channels to 1")
+        return self
+
+
+OF_VOLUMES = {"patch": None, "spacing": None, "orientation": "file", "crop": "none"}
+"""Keys that mean nothing to slices, and what they are there."""
 
 
 def normalise(case: Case, preprocessing: Preprocessing) -> Case:
@@ -54,14 +120,20 @@ def normalise(case: Case, preprocessing: Preprocessing) -> Case:
     Raises:
         DataError: neither one channel nor as many as the network takes.
     """
+    check_channels(case, preprocessing)
+    have, want = len(case.image), preprocessing.channels
+    image = SCALINGS[preprocessing.normalisation](case.image)
+    return case.replace(image=np.repeat(image, want, axis=0) if have < want else image)
+
+
+def check_channels(case: Case, preprocessing: Preprocessing) -> None:
+    """Raise DataError where a case has neither one channel nor as many as the network takes."""
     have, want = len(case.image), preprocessing.channels
     if have not in (1, want):
         raise DataError(
             f"case {case.id} has {have} channels, the network takes {want}. "
             "Set preprocessing.channels to the data's number, or convert the images to grey."
         )
-    image = SCALINGS[preprocessing.normalisation](case.image)
-    return case.replace(image=np.repeat(image, want, axis=0) if have < want else image)
 
 
 def slice_axis(case: Case, preprocessing: Preprocessing) -> int:

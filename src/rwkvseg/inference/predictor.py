@@ -1,9 +1,11 @@
 """From a case to its label map on its own grid.
 
 Case -> normalised slices -> logits -> probabilities on the network's grid -> prediction on the case's grid.
+Networks that see whole volumes (preprocessing.dimensions 3) go by windows: volume_predictor.py.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,22 +16,32 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rwkvseg.data.case import Case
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, resize_spline, slice_axis
+from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.model_file import ModelDescription, load_model
+from rwkvseg.inference.volume_memory import fit_memory
+from rwkvseg.inference.volume_plan import VolumeOptions, VolumePlan, plan_volume
+from rwkvseg.inference.volume_predictor import OnWindows, predict_volume
+from rwkvseg.models.live_memory import live_bytes
 
 Protocol = Literal["strict", "transunet"]
 LabelMap = NDArray[np.integer[Any]]
 
 
 class Predictor:
-    """Segments pictures, and volumes slice by slice, with one trained network.
+    """Segments pictures, and volumes slice by slice or as a whole, with one trained network.
 
     Args:
-        network: (B, C, H, W) -> logits (B, num_classes, H, W).
+        network: (B, C, H, W) -> logits (B, num_classes, H, W), or the same with D, H, W.
         description: what model.json says of it: preprocessing, labels.
         device: where it runs.
         batch_size: slices of a volume that go through the network together.
+        options: for networks that see whole volumes.
+
+    Raises:
+        UsageError: options for a network that does not.
 
     Example:
         >>> predictor = Predictor.from_file(Path("runs/kvasir"))  # doctest: +SKIP
@@ -37,17 +49,36 @@ class Predictor:
     """
 
     def __init__(
-        self, network: nn.Module, description: ModelDescription, device: torch.device, *, batch_size: int = 8
+        self,
+        network: nn.Module,
+        description: ModelDescription,
+        device: torch.device,
+        *,
+        batch_size: int = 8,
+        options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.network = network.to(device).eval()
-        if device.type == "cuda":
+        self.sees_volumes = description.preprocessing.dimensions == 3
+        if device.type == "cuda" and not self.sees_volumes:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.description = description
         self.device = device
         self.batch_size = batch_size
+        if options != VolumeOptions() and not self.sees_volumes:
+            raise UsageError(
+                "this network sees slices, so overlap, mirror and max_memory have no meaning. Leave them out."
+            )
+        self.options = options
 
     @classmethod
-    def from_file(cls, path: Path | str, *, device: str = "auto", batch_size: int = 8) -> Self:
+    def from_file(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        batch_size: int = 8,
+        options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
+    ) -> Self:
         """Load a run folder, a model folder or a file of one.
 
         Raises:
@@ -56,14 +87,20 @@ class Predictor:
         """
         chosen = choose_device(device)
         network, description = load_model(Path(path))
-        return cls(network, description, chosen, batch_size=batch_size)
+        return cls(network, description, chosen, batch_size=batch_size, options=options)
 
     @property
     def labels(self) -> dict[str, int]:
         """Name -> value of every label, background included."""
         return self.description.labels
 
-    def predict(self, case: Case, *, protocol: Protocol = "strict") -> LabelMap:
+    def predict(
+        self,
+        case: Case,
+        *,
+        protocol: Protocol = "strict",
+        on_windows: OnWindows = lambda _done, _total: None,
+    ) -> LabelMap:
         """Label map (*spatial) uint8 on the case's own grid; its label, if any, is not looked at.
 
         Args:
@@ -71,11 +108,18 @@ class Predictor:
             protocol: "strict" resamples probabilities to the case's grid, then takes the arg-max; "transunet"
                 feeds the image resized by cubic spline, takes the arg-max on the network's grid and resizes
                 labels by nearest neighbour, as the 2D literature does.
+            on_windows: called with (done, total) as the windows of a network that sees whole volumes go by.
 
         Raises:
-            DataError: the case's channels do not fit the network.
+            DataError: the case's channels do not fit the network, or it would take more memory than there is.
+            UsageError: "transunet" for a network that sees whole volumes.
         """
         settings = self.description.preprocessing
+        if self.sees_volumes:
+            if protocol != "strict":
+                raise UsageError(f"protocol {protocol} is of slices, this network sees volumes. Use strict.")
+            plan = self._plan(case, settings)
+            return predict_volume(case, plan, self._window_logits, on_windows=on_windows)
         normalised = normalise(case.replace(label=None), settings)
         if len(case.spatial_shape) == 2:
             return self._predict_slices([normalised], protocol)[0]
@@ -87,6 +131,34 @@ class Predictor:
                 prediction[(slice(None),) * axis + (position,)] = label_map
                 position += 1
         return prediction
+
+    def check_memory(self, geometry: Case) -> VolumePlan:
+        """Plan the prediction of a volume before its voxels are read, as if nothing were cropped.
+
+        Raises:
+            DataError: it does not fit the network, or would take more memory than there is or is allowed.
+        """
+        return self._plan(geometry, self.description.preprocessing.model_copy(update={"crop": "none"}))
+
+    def _plan(self, case: Case, preprocessing: Preprocessing) -> VolumePlan:
+        plan = plan_volume(
+            case,
+            preprocessing,
+            self.options,
+            num_classes=max(2, self.description.architecture.num_classes),
+            device=self.device,
+        )
+        return fit_memory(plan, self._bytes_of_a_window)
+
+    @cached_property
+    def _bytes_of_a_window(self) -> int:
+        settings = self.description.preprocessing
+        assert settings.patch is not None
+        return live_bytes(self.network, (1, settings.channels, *settings.patch))
+
+    def _window_logits(self, windows: Tensor) -> Tensor:
+        logits: Tensor = self.network(windows.to(self.device, torch.float32).contiguous())
+        return _with_background(logits.float())
 
     def _predict_slices(self, slices: list[Case], protocol: Protocol) -> list[LabelMap]:
         settings = self.description.preprocessing

@@ -3,6 +3,8 @@
 Every part keeps the memory format it is given: on channels-last maps no step copies to change the layout.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,15 +121,15 @@ def check_image(x: Tensor, in_channels: int, *, spatial_dims: int = 2) -> None:
         )
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column of x (B, C, H, W) until H and W are multiples of `multiple`."""
-    height, width = x.shape[-2:]
+def pad_to_multiple(x: Tensor, multiple: int | Sequence[int]) -> Tensor:
+    """Repeat the border of x (B, C, *spatial) until its axes are multiples of one number, or each of its own."""
+    axes = x.shape[2:]
+    multiples = [multiple] * len(axes) if isinstance(multiple, int) else multiple
     # the quotients, not remainders, let an exporter see that all stages divide
-    bottom = (height + multiple - 1) // multiple * multiple - height
-    right = (width + multiple - 1) // multiple * multiple - width
+    missing = [(size + m - 1) // m * m - size for size, m in zip(axes, multiples, strict=True)]
     # an exported graph is for all sizes
-    if is_exporting() or right or bottom:
-        return F.pad(x, (0, right, 0, bottom), mode="replicate")
+    if is_exporting() or any(missing):
+        return F.pad(x, [sides for m in reversed(missing) for sides in (0, m)], mode="replicate")
     return x
 
 

@@ -1,7 +1,7 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
 from rwkvseg.ops.fused import gated_layer_norm, residual_layer_norm, shift_and_mix
-from rwkvseg.ops.shift import q_shift
+from rwkvseg.ops.shift import q_shift, spatial_shift
 from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "q_shift",
     "residual_layer_norm",
     "shift_and_mix",
+    "spatial_shift",
 ]

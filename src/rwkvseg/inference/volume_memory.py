@@ -1,0 +1,88 @@
+"""How much main memory the prediction of a volume takes, known before any of it is taken.
+
+N voxels of c channels in the file, n on the network's grid; all values are float32. See
+docs/how-to/predict-volumes.md.
+"""
+
+import math
+from dataclasses import replace
+
+from rwkvseg.data.volume_resampling import SLAB_VOXELS
+from rwkvseg.errors import DataError
+from rwkvseg.inference.volume_plan import VolumePlan
+from rwkvseg.memory import available_memory, show_size
+
+PROGRAM = 768 * 2**20  # Python, torch, MONAI and the weights of a small network
+WORKSPACE = 1.5  # what convolutions and the allocator take, of what the tensors of a call take
+
+
+def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
+    """Bytes that each step has at its height; the program is one of the parts that every step has.
+
+    Args:
+        plan: of the volume.
+        window_bytes: of one window's call of the network, see `live_bytes`.
+    """
+    channels, item = len(plan.case.image), plan.case.image.dtype.itemsize
+    own, network = math.prod(plan.grid.shape), math.prod(plan.grid.network_shape)
+    image, inputs = 4 * channels * own, 4 * plan.preprocessing.channels * network
+    stacked = image if channels > 1 else 0
+    return {
+        "reading": PROGRAM + image + max(stacked, item * own),
+        "preprocessing": PROGRAM + image + inputs + _preprocessing(plan),
+        "windows": PROGRAM + image + inputs + own + _windows(plan, window_bytes),
+        "writing": PROGRAM + image + 3 * own,
+    }
+
+
+def fit_memory(plan: VolumePlan, window_bytes: int) -> VolumePlan:
+    """The plan, with batches as small as its memory limit asks for.
+
+    Raises:
+        DataError: it does not fit even so.
+    """
+    limit = plan.options.max_memory or available_memory()
+    needed = memory_needed(plan, window_bytes)
+    while max(needed.values()) > limit and plan.batch_size > 1:
+        plan = replace(plan, batch_size=plan.batch_size // 2)
+        needed = memory_needed(plan, window_bytes)
+    if max(needed.values()) > limit:
+        raise DataError(_refusal(plan, needed, limit))
+    return plan
+
+
+def _preprocessing(plan: VolumePlan) -> int:
+    """What `to_network_grid` has beside the case and its result."""
+    cropped, network = plan.grid.cropped_shape, plan.grid.network_shape
+    voxel = 4 * len(plan.case.image)
+    copy = voxel * math.prod(cropped)
+    percentiles = copy if plan.preprocessing.normalisation == "percentile" else 0
+    if cropped == network:
+        return percentiles
+    axis = plan.through_plane
+    if axis is None:  # first rows and columns of the slices along axis 0, then these
+        halfway = cropped[0] * network[1] * network[2]
+    else:
+        halfway = network[axis] * math.prod(cropped) // cropped[axis]
+    resampling = voxel * max(halfway, math.prod(network)) + 16 * SLAB_VOXELS
+    return copy + max(percentiles, resampling)
+
+
+def _windows(plan: VolumePlan, window_bytes: int) -> int:
+    """What a slab and a batch of windows have in main memory."""
+    slab = plan.slab_bytes if plan.sums_device.type == "cpu" else 0
+    channels = plan.preprocessing.channels + (4 if plan.options.mirror else 2) * plan.num_classes
+    window = 4 * channels * math.prod(plan.patch)
+    network = WORKSPACE * window_bytes if plan.device.type == "cpu" else 0
+    return slab + int(plan.batch_size * (window + network))
+
+
+def _refusal(plan: VolumePlan, needed: dict[str, int], limit: int) -> str:
+    steps = ", ".join(f"{step} {show_size(size)}" for step, size in needed.items())
+    own, network = (" x ".join(map(str, shape)) for shape in (plan.grid.shape, plan.grid.network_shape))
+    whose = "--max-memory allows" if plan.options.max_memory else "this machine has"
+    return (
+        f"case {plan.case.id} of {own} voxels, {network} for the network, would take "
+        f"{show_size(max(needed.values()))} of memory ({steps}), {whose} {show_size(limit)}. "
+        "Check its spacing, cut the volume, or give more with --max-memory."
+    )

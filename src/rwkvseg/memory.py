@@ -1,0 +1,54 @@
+"""Amounts of memory: what this process may use, in words, and from words."""
+
+import os
+import re
+import resource
+from pathlib import Path
+
+from rwkvseg.errors import UsageError
+
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def available_memory() -> int:
+    """Bytes that this process can hope for: those of the machine, its container or its `ulimit -v`."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CGROUP_LIMITS:
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # no such container, or "max"
+            continue
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    return min(limits)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of an amount such as 8G, 512M or 1.5 GiB; units are powers of 1024.
+
+    Raises:
+        UsageError: no such amount.
+
+    >>> parse_size("1.5G")
+    1610612736
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise UsageError(f"'{text}' is no amount of memory. Give it as 8G or 512M.")
+    return size
+
+
+def show_size(size: float) -> str:
+    """Amount in the largest unit that leaves 1 or more.
+
+    >>> show_size(1610612736)
+    '1.5 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"

@@ -1,0 +1,55 @@
+"""The most memory that one call of a network holds at a time, found without the memory.
+
+The network runs on tensors without content (torch's device "meta"), and every storage is counted from the
+operator that makes it to the moment it is freed.
+"""
+
+import weakref
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def live_bytes(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Most bytes of one inference call on float32 `shape`, its input with it, the weights not.
+
+    What a library takes inside an operator, such as a convolution's workspace, is not seen.
+    """
+    network = deepcopy(network).to("meta").eval()
+    counter = _Live()
+    with torch.no_grad(), counter:
+        network(torch.empty(shape, device="meta"))
+    return counter.most
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages made within it that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        outputs = func(*args, **(kwargs or {}))
+        for output in tree_leaves(outputs):
+            if isinstance(output, Tensor) and id(output.untyped_storage()) not in given:
+                self._add(output.untyped_storage())
+        return outputs
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
