@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rwkvseg.inference.sliding_window import Windows, slab_logits
+from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.freezing import keep_frozen
 from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
@@ -100,15 +101,28 @@ class SegmentationModule(RecipeModule):
         self.batch_size = recipe.training.batch_size
         self.val_cases = val_cases
         self._counts = torch.zeros(0)
+        self._recording = recipe.training.cuda_graphs and not (
+            recipe.training.compile or recipe.model.overrides.get("gradient_checkpointing", False)
+        )
+        sides = recipe.preprocessing.patch or recipe.preprocessing.size
+        self._example = None if sides is None else (self.batch_size, recipe.preprocessing.channels, *sides)
+        self._recorded: Callable[[Tensor], Any] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of a batch of images."""
         logits: Tensor = self.network(image)
         return logits
 
+    def on_train_start(self) -> None:
+        """Record the network's steps on one GPU, before loaders start threads that would be in the way."""
+        if self.device.type == "cuda" and self.trainer.world_size == 1 and self._recording and self._example:
+            example = laid_out(torch.randn(self._example, device=self.device))
+            mixed = self.trainer.precision == "bf16-mixed"
+            self._recorded = graphed(self.network, example, autocast=torch.bfloat16 if mixed else None)
+
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Loss of one batch."""
-        logits: Any = self(laid_out(batch["image"]))
+        logits = (self._recorded or self)(laid_out(batch["image"]))
         loss: Tensor = self.loss(logits, batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss

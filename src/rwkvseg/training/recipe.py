@@ -122,6 +122,9 @@ class TrainingSettings(Settings):
     cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data of a part up to this size stays in memory
     foreground_fraction: float = Field(1 / 3, ge=0, le=1)  # of the patches of volumes, centred on a structure
     compile: bool = False
+    cuda_graphs: bool = (
+        True  # on one GPU where all images have one size: record the steps, launch them as one
+    )
     report: Literal["last", "best"] = "last"  # which checkpoint is tested and exported
 
     @model_validator(mode="after")

@@ -1,0 +1,109 @@
+"""Recorded training steps against the same steps launched one by one. Needs a GPU, but for the decision."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rwkvseg.models import create_model
+from rwkvseg.training.cuda_graphs import graphed
+from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.recipe import Recipe
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    small = {"widths": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "expansions": (2.0, 2.0, 2.0, 2.0)}
+    network = create_model("rwkv_unet_tiny", in_channels=3, num_classes=2, drop_path_rate=0.0, **small)
+    network = network.cuda().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, copy.deepcopy(network)
+
+
+def images(number: int) -> Tensor:
+    x = torch.randn(number, 3, 33, 40, device="cuda")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def losses(call: Any, network: nn.Module, batches: list[Tensor]) -> list[float]:
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    found = []
+    for batch in batches:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = call(batch).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_recorded_steps_are_the_steps() -> None:
+    network, twin = networks()
+    before = copy.deepcopy(dict(network.named_buffers()))
+    call = graphed(network, images(4), autocast=torch.bfloat16)
+    assert call is not None
+    for name, value in network.named_buffers():
+        assert torch.equal(value, before[name]), f"trial runs changed {name}"
+    batches = [images(4), images(4), images(2), images(4)]  # the third is launched one by one
+    assert losses(call, network, batches) == pytest.approx(losses(twin, twin, batches), rel=2e-2)
+    for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=5e-3, rtol=5e-2), name
+    shared = [name for name in dict(network.named_buffers()) if name.endswith("running_mean")]
+    assert shared
+    for name in shared:
+        assert torch.allclose(network.get_buffer(name), twin.get_buffer(name), atol=2e-2), name
+    assert network.eval()(images(3)).shape == (3, 2, 33, 40)
+
+
+class Asks(nn.Module):
+    """A network that looks at a value, which a recording cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if float(x.sum()) > 0 else self.layer(-x)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_cannot_be_recorded_is_told() -> None:
+    network = Asks().cuda()
+    with pytest.warns(UserWarning, match="training runs without CUDA graphs"):
+        assert graphed(network, torch.ones(2, 3, device="cuda")) is None
+    assert network(torch.ones(2, 3, device="cuda")).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, True),
+        ({"training": {"cuda_graphs": False}}, False),
+        ({"training": {"compile": True}}, False),
+        ({"model": {"overrides": {"gradient_checkpointing": True}}}, False),
+        ({"preprocessing": {"size": None}}, False),
+    ],
+    ids=["by default", "switched off", "compiled", "recomputed", "sizes differ"],
+)
+def test_when_steps_are_recorded(
+    changes: dict[str, Any], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("rwkvseg.training.module.graphed", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.zeros(1, 3, 8, 8))
+    recipe = Recipe.model_validate({"name": "x", **changes})
+    module = SegmentationModule(nn.Conv2d(3, 2, 1), recipe, num_classes=2, val_cases=1)
+    names = set(module.state_dict())
+    monkeypatch.setattr(SegmentationModule, "device", torch.device("cuda"))
+    monkeypatch.setattr(SegmentationModule, "trainer", type("", (), {"world_size": 1, "precision": "32"}))
+    module.on_train_start()
+    assert bool(asked) == wanted
+    assert set(module.state_dict()) == names, "the checkpoint would hold the weights twice"
