@@ -47,7 +47,7 @@ def losses(call: Any, network: nn.Module, batches: list[Tensor]) -> list[float]:
 def test_recorded_steps_are_the_steps() -> None:
     network, twin = networks()
     before = copy.deepcopy(dict(network.named_buffers()))
-    call = graphed(network, images(4), autocast=torch.bfloat16)
+    call = graphed(network, (images(4),), autocast=torch.bfloat16)
     assert call is not None
     for name, value in network.named_buffers():
         assert torch.equal(value, before[name]), f"trial runs changed {name}"
@@ -78,7 +78,7 @@ class Asks(nn.Module):
 def test_what_cannot_be_recorded_is_told() -> None:
     network = Asks().cuda()
     with pytest.warns(UserWarning, match="training runs without CUDA graphs"):
-        assert graphed(network, torch.ones(2, 3, device="cuda")) is None
+        assert graphed(network, (torch.ones(2, 3, device="cuda"),)) is None
     assert network(torch.ones(2, 3, device="cuda")).shape == (2, 3)
 
 
@@ -98,7 +98,7 @@ def test_when_steps_are_recorded(
 ) -> None:
     asked = []
     monkeypatch.setattr("rwkvseg.training.module.graphed", lambda *_, **__: asked.append(1))
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.zeros(1, 3, 8, 8))
+    monkeypatch.setattr(Tensor, "to", lambda self, *_: self)
     recipe = Recipe.model_validate({"name": "x", **changes})
     module = SegmentationModule(nn.Conv2d(3, 2, 1), recipe, num_classes=2, val_cases=1)
     names = set(module.state_dict())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Network = Callable[[Tensor], Any]
+Network = Callable[..., Any]
 
 
 class _Call(nn.Module):
@@ -21,11 +21,13 @@ class _Call(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> Any:
-        return self.network(image)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
 
-def graphed(network: nn.Module, example: Tensor, *, autocast: torch.dtype | None = None) -> Network | None:
+def graphed(
+    network: nn.Module, example: tuple[Tensor, ...], *, autocast: torch.dtype | None = None
+) -> Network | None:
     """Record forward and backward pass of `network`, which is in training mode, for inputs like `example`.
 
     Weights, gradients and running statistics are those of `network`, and random numbers inside still follow
@@ -34,11 +36,11 @@ def graphed(network: nn.Module, example: Tensor, *, autocast: torch.dtype | None
 
     Args:
         network: on a CUDA device.
-        example: its input; shape, type and layout are recorded, its numbers do not matter.
+        example: its inputs; shapes, types and layouts are recorded, the numbers do not matter.
         autocast: type to compute in; None for that of the weights.
 
     Returns:
-        A function that does what `network` does, fast for inputs of the shape of `example`; or None.
+        A function that does what `network` does, fast for inputs of the shapes of `example`; or None.
     """
     call = _Call(network)
     # recording runs on a stream of its own, of which gradients then remind torch at every step
@@ -49,7 +51,7 @@ def graphed(network: nn.Module, example: Tensor, *, autocast: torch.dtype | None
         # the cache would hand a recorded copy of the weights to what runs outside the recording
         mixed = torch.autocast("cuda", autocast, autocast is not None, cache_enabled=False)
         with _buffers_kept(network), mixed:
-            torch.cuda.make_graphed_callables(call, (example,), allow_unused_input=True)
+            torch.cuda.make_graphed_callables(call, example, allow_unused_input=True)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         warnings.warn(
@@ -59,8 +61,10 @@ def graphed(network: nn.Module, example: Tensor, *, autocast: torch.dtype | None
         )
         return None
 
-    def run(image: Tensor) -> Any:
-        return (call if image.shape == example.shape else network)(image)
+    shapes = [part.shape for part in example]
+
+    def run(*inputs: Tensor) -> Any:
+        return (call if [part.shape for part in inputs] == shapes else network)(*inputs)
 
     return run
 

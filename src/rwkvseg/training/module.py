@@ -14,6 +14,7 @@ from rwkvseg.inference.sliding_window import Windows, slab_logits
 from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.freezing import keep_frozen
 from rwkvseg.training.losses import SegmentationLoss
+from rwkvseg.training.pretrain_recipe import PretrainRecipe
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
 POLY_POWER = 0.9
@@ -27,14 +28,35 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
         optimizer: its optimiser.
         epochs: length of the training.
         seed: of everything random inside the network.
+        record: whether one GPU may launch the network's steps as CUDA graphs, see `graphed`.
     """
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerSettings, *, epochs: int, seed: int) -> None:
+    def __init__(
+        self, network: nn.Module, optimizer: OptimizerSettings, *, epochs: int, seed: int, record: bool
+    ) -> None:
         super().__init__()
         self.network = network
         self.settings = optimizer
         self.epochs = epochs
         self.seed = seed
+        self.record = record
+        self._recorded: Callable[..., Any] | None = None
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs of the network as at every step, of any numbers; empty where shapes change."""
+        return ()
+
+    def on_train_start(self) -> None:
+        """Record the network's steps, before loaders start threads that would be in the way."""
+        if self.record and self.device.type == "cuda" and self.trainer.world_size == 1:
+            example = tuple(part.to(self.device) for part in self.example())
+            mixed = self.trainer.precision == "bf16-mixed"
+            if example:
+                self._recorded = graphed(self.network, example, autocast=torch.bfloat16 if mixed else None)
+
+    def run_network(self, *inputs: Tensor) -> Any:
+        """Output of the network in training, recorded or not."""
+        return (self._recorded or self.network)(*inputs)
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
@@ -91,38 +113,38 @@ class SegmentationModule(RecipeModule):
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
-        super().__init__(network, recipe.optimizer, epochs=recipe.training.epochs, seed=recipe.training.seed)
+        training = recipe.training
+        super().__init__(
+            network,
+            recipe.optimizer,
+            epochs=training.epochs,
+            seed=training.seed,
+            record=may_record(recipe),
+        )
         self.num_classes = num_classes
         stride = getattr(network, "stride", ())
         self.loss = SegmentationLoss(
             **recipe.loss.model_dump(), stride=stride if isinstance(stride, tuple) else ()
         )
-        self.patch = recipe.preprocessing.patch
-        self.batch_size = recipe.training.batch_size
+        self.channels = recipe.preprocessing.channels
+        self.size, self.patch = recipe.preprocessing.size, recipe.preprocessing.patch
+        self.batch_size = training.batch_size
         self.val_cases = val_cases
         self._counts = torch.zeros(0)
-        self._recording = recipe.training.cuda_graphs and not (
-            recipe.training.compile or recipe.model.overrides.get("gradient_checkpointing", False)
-        )
-        sides = recipe.preprocessing.patch or recipe.preprocessing.size
-        self._example = None if sides is None else (self.batch_size, recipe.preprocessing.channels, *sides)
-        self._recorded: Callable[[Tensor], Any] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of a batch of images."""
         logits: Tensor = self.network(image)
         return logits
 
-    def on_train_start(self) -> None:
-        """Record the network's steps on one GPU, before loaders start threads that would be in the way."""
-        if self.device.type == "cuda" and self.trainer.world_size == 1 and self._recording and self._example:
-            example = laid_out(torch.randn(self._example, device=self.device))
-            mixed = self.trainer.precision == "bf16-mixed"
-            self._recorded = graphed(self.network, example, autocast=torch.bfloat16 if mixed else None)
+    def example(self) -> tuple[Tensor, ...]:
+        """A batch of images, if all have one size."""
+        sides = self.patch or self.size
+        return () if sides is None else (laid_out(torch.zeros(self.batch_size, self.channels, *sides)),)
 
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Loss of one batch."""
-        logits = (self._recorded or self)(laid_out(batch["image"]))
+        logits = self.run_network(laid_out(batch["image"]))
         loss: Tensor = self.loss(logits, batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
@@ -164,6 +186,12 @@ def predict_volume(network: nn.Module, image: Tensor, patch: tuple[int, int, int
         prediction[row : row + len(slab)] = slab.argmax(1)
         row += len(slab)
     return prediction
+
+
+def may_record(recipe: Recipe | PretrainRecipe) -> bool:
+    """Whether the recipe lets steps be recorded: neither compiled nor computed twice."""
+    twice = recipe.model.overrides.get("gradient_checkpointing", False)
+    return recipe.training.cuda_graphs and not recipe.training.compile and not twice
 
 
 def laid_out(image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rwkvseg.models.pretraining import reconstruction_loss
-from rwkvseg.training.module import RecipeModule, laid_out
+from rwkvseg.training.module import RecipeModule, laid_out, may_record
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
 
 
@@ -22,7 +22,14 @@ class PretrainModule(RecipeModule):
 
     def __init__(self, network: nn.Module, recipe: PretrainRecipe) -> None:
         training = recipe.training
-        super().__init__(network, recipe.optimizer, epochs=training.epochs, seed=training.seed)
+        super().__init__(
+            network,
+            recipe.optimizer,
+            epochs=training.epochs,
+            seed=training.seed,
+            record=may_record(recipe),
+        )
+        self.pictures = (training.batch_size, 3, recipe.pictures.size, recipe.pictures.size)
         self.task = recipe.task
         self.label_smoothing = recipe.classify.label_smoothing
         self.average: AveragedModel | None = None
@@ -33,13 +40,18 @@ class PretrainModule(RecipeModule):
             self.average.requires_grad_(False)
         self._sums = torch.zeros(0)
 
+    def example(self) -> tuple[Tensor, ...]:
+        """A batch of pictures, and of masks if there are any."""
+        image = laid_out(torch.zeros(self.pictures))
+        return (image, image[:, 0] > 0) if self.task == "masked" else (image,)
+
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Loss of one batch."""
         image = laid_out(batch["image"])
         if self.task == "masked":
-            loss = reconstruction_loss(self.network(image, batch["mask"]), image, batch["mask"])
+            loss = reconstruction_loss(self.run_network(image, batch["mask"]), image, batch["mask"])
         else:
-            logits = self.network(image).float()
+            logits = self.run_network(image).float()
             loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss

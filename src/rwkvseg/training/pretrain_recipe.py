@@ -54,6 +54,7 @@ class PretrainTrainingSettings(Settings):
     checkpoint_every: int = Field(1, gt=0)  # epochs
     workers: Workers = "auto"  # for each device
     compile: bool = False
+    cuda_graphs: bool = True  # on one GPU: record the network's steps, launch them as one
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
