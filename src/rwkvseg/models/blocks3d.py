@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rwkvseg.models.blocks import DropPath
 from rwkvseg.models.urwkv3d_strides import Triple
+from rwkvseg.ops import depthwise_conv3d
 from rwkvseg.ops.backends import is_exporting
 
 POINT = (1, 1, 1)
@@ -40,10 +41,24 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return super().forward(x)
 
 
+class DepthwiseConv3d(nn.Conv3d):
+    """A kernel of odd sides for each channel, zeros outside. x: (B, C, D, H, W) -> same."""
+
+    def __init__(self, channels: int, kernel: Triple) -> None:
+        padding = _triple([side // 2 for side in kernel])
+        super().__init__(channels, channels, kernel, padding=padding, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve each channel."""
+        return depthwise_conv3d(x, self.weight)
+
+
 def conv(
     in_channels: int, out_channels: int, kernel: Triple, *, stride: Triple = POINT, groups: int = 1
 ) -> nn.Conv3d:
     """Convolution without bias; odd kernels keep the size at stride 1, one that is its stride cuts blocks."""
+    if groups == in_channels == out_channels and stride == POINT:
+        return DepthwiseConv3d(in_channels, kernel)
     padding = [0 if s > 1 else k // 2 for k, s in zip(kernel, stride, strict=True)]
     return nn.Conv3d(in_channels, out_channels, kernel, stride, _triple(padding), groups=groups, bias=False)
 

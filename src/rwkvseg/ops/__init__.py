@@ -1,12 +1,13 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
-from rwkvseg.ops.fused import gated_layer_norm, residual_layer_norm, shift_and_mix
+from rwkvseg.ops.fused import depthwise_conv3d, gated_layer_norm, residual_layer_norm, shift_and_mix
 from rwkvseg.ops.shift import q_shift, spatial_shift
 from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
 __all__ = [
     "available_backends",
     "bi_wkv",
+    "depthwise_conv3d",
     "gated_layer_norm",
     "naive_bi_wkv",
     "q_shift",

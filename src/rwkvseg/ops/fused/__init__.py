@@ -4,7 +4,8 @@ shift.py and norm.py hold the definitions, which are also the plain-torch forms:
 lerp, layer_norm and sigmoid are the best there is. operators.py registers the Triton forms with torch.
 """
 
+from rwkvseg.ops.fused.depthwise import depthwise_conv3d
 from rwkvseg.ops.fused.norm import gated_layer_norm, residual_layer_norm
 from rwkvseg.ops.fused.shift import shift_and_mix
 
-__all__ = ["gated_layer_norm", "residual_layer_norm", "shift_and_mix"]
+__all__ = ["depthwise_conv3d", "gated_layer_norm", "residual_layer_norm", "shift_and_mix"]

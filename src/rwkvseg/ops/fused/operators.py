@@ -1,6 +1,7 @@
 """The Triton forms as custom operators of torch: shapes for tracing, gradients, refusals.
 
-Maps are (B, H, W, C) or (B, ..., C). The kernels and Triton itself are imported at the first call.
+Maps are (B, H, W, C) or (B, ..., C), those of a convolution (B, C, D, H, W). The kernels and Triton itself
+are imported at the first call.
 Saved for the backward pass: the inputs and nothing per pixel.
 """
 
@@ -69,6 +70,24 @@ def triton_residual_layer_norm_backward(
     return triton_norm.backward_residual(y, weight, scale, g, eps)
 
 
+@torch.library.custom_op("rwkvseg::depthwise_conv3d", mutates_args=())
+def triton_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
+    """See `rwkvseg.ops.depthwise_conv3d`, which checks the arguments."""
+    from rwkvseg.ops.fused import triton_depthwise
+
+    return triton_depthwise.convolve(x, weight, flipped=False)
+
+
+@torch.library.custom_op("rwkvseg::depthwise_conv3d_backward", mutates_args=())
+def triton_depthwise_conv3d_backward(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of the weight in float32."""
+    from rwkvseg.ops.fused import triton_depthwise
+
+    return triton_depthwise.convolve(g, weight, flipped=True), triton_depthwise.gradient_of_weight(
+        x, weight, g
+    )
+
+
 def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -103,6 +122,16 @@ def _(y: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, scale: Tensor |
 @triton_residual_layer_norm_backward.register_fake
 def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
+
+
+@triton_depthwise_conv3d.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return _like(x)
+
+
+@triton_depthwise_conv3d_backward.register_fake
+def _(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(x), weight.new_empty(weight.shape, dtype=torch.float32)
 
 
 def _save_shift(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -140,12 +169,24 @@ def _residual_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return gy, g, gw, gb, None, None
 
 
+def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _depthwise_gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    gx, of_weight = triton_depthwise_conv3d_backward(x, weight, g)
+    return gx, of_weight.to(weight.dtype)
+
+
 triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shift)
 triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
 triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
+triton_depthwise_conv3d.register_autograd(_depthwise_gradients, setup_context=_save_depthwise)
 for _forward, _backward, _name in (
     (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
     (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
     (triton_residual_layer_norm, triton_residual_layer_norm_backward, "residual_layer_norm"),
+    (triton_depthwise_conv3d, triton_depthwise_conv3d_backward, "depthwise_conv3d"),
 ):
     refuse_transforms(_forward, _backward, name=_name, backend="triton", instead="torch")

@@ -1,0 +1,70 @@
+"""Depthwise convolution of volumes: every channel with a kernel of its own, sizes kept.
+
+B: volumes, C: channels, D, H, W: axes. cuDNN and torch take most of their time for it in the gradient of the
+weights, five times what the forward pass takes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rwkvseg.errors import ShapeError
+from rwkvseg.ops.backends import check_floating, choose_backend
+from rwkvseg.ops.fused.operators import triton_depthwise_conv3d
+
+
+def naive_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve by torch, in the dtype of x: zeros outside, stride 1.
+
+    x: (B, C, D, H, W), weight: (C, 1, odd, odd, odd) -> as x.
+    """
+    padding = [side // 2 for side in weight.shape[2:]]
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv3d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
+
+
+def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
+    """Convolve every channel of volumes with its own kernel: zeros outside, stride 1, sizes kept.
+
+    The result has the dtype of x whatever autocast says; sums are float32 or wider. The same input gives the
+    same bits with "triton", gradients included.
+
+    Args:
+        x: Volumes (B, C, D, H, W), any size >= 1 along every axis.
+        weight: Kernels (C, 1, odd, odd, odd).
+        backend: "auto" takes the fastest for the device; "torch" is torch's own convolution; "triton" is
+            without second derivative and vmap.
+
+    Returns:
+        A map like x.
+
+    Raises:
+        ShapeError: x does not have five axes of at least 1, or the weight is not (C, 1, odd, odd, odd).
+        UsageError: integers, or tensors on several devices.
+        BackendError: an unknown backend, or one that cannot run here.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1, 4)
+        >>> depthwise_conv3d(x, torch.ones(1, 1, 1, 1, 3)).flatten()
+        tensor([2., 3., 3., 2.])
+    """
+    _check(x, weight)
+    if choose_backend(backend, [x, weight], available=("torch", "triton"), fallback="torch") == "triton":
+        y: Tensor = triton_depthwise_conv3d(x, weight)
+        return y
+    return naive_depthwise_conv3d(x, weight)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if x.ndim != 5 or 0 in x.shape:
+        raise ShapeError(f"x has shape {tuple(x.shape)}; give volumes (B, C, D, H, W), every axis at least 1")
+    if (
+        weight.ndim != 5
+        or weight.shape[:2] != (x.shape[1], 1)
+        or any(side % 2 == 0 for side in weight.shape[2:])
+    ):
+        raise ShapeError(
+            f"the weight has shape {tuple(weight.shape)}; "
+            f"give ({x.shape[1]}, 1, odd, odd, odd), one kernel a channel"
+        )
+    check_floating(x=x, weight=weight)
