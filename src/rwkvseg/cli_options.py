@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,30 @@ ChangesOption = Annotated[
     list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")]
+
+
+def read_size(text: str) -> tuple[int, ...] | int:
+    """Read "256" or "48x64x48".
+
+    >>> read_size("48x64x48")
+    (48, 64, 48)
+    """
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no size. Write 256, 224x320 or 48x64x48.") from None
+    return sides[0] if len(sides) == 1 else sides
+
+
+CountedSizeOption = Annotated[
+    Any,
+    typer.Option(
+        parser=read_size,
+        metavar="N|RxC|DxHxW",
+        help="Pixels of what is counted, along every axis or along each: then only networks with as many "
+        "axes [default: 256 for pictures, 96 for volumes].",
+    ),
+]
 
 
 def changes_of(changes: Sequence[str] | None, data: Path | None) -> list[str]:
