@@ -164,11 +164,9 @@ def predict(
     Examples:
         rwkvseg predict -m runs/kvasir -i polyp.jpg -o predictions --overlay
 
-        rwkvseg predict -m runs/acdc/model -i ACDC/imagesTs -o predictions --device cpu --report run.json
+        rwkvseg predict -m runs/acdc -i ACDC/imagesTs -o predictions --max-memory 8G --report run.json
 
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
-
-        rwkvseg predict -m runs/hippocampus -i scan.nii.gz -o predictions --mirror --max-memory 8G
     """
     from rwkvseg.data.layouts import find_inputs
     from rwkvseg.inference.predict import find_part, predict_files, write_report_json

@@ -49,6 +49,8 @@ def show_size(size: float) -> str:
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}"
+            break
         size /= 1024
-    return f"{size:.3g} TiB"
+    else:
+        unit = "TiB"
+    return f"{size:.0f} {unit}" if size >= 100 else f"{size:.3g} {unit}"
