@@ -134,6 +134,16 @@ def test_far_apart_slices_are_taken_whole(limit):
         np.testing.assert_array_equal(prediction[..., index], values[..., index])
 
 
+def test_labels_come_from_the_slice_that_the_image_went_to():
+    """Five slices on a grid of four: each takes the label of one, never a mean of two."""
+    affine = oblique_affine((0, 1, 2), (-1, 1, 1), (1.0, 1.0, 10.0))
+    values = np.tile([0, 0.6, 1, 0.6, 0], (6, 6, 1))
+    predictor = make_predictor(Linear(), patch=(4, 4, 2), spacing=(1.0, 1.0, 12.5))
+    prediction = predictor.predict(case_of(values, affine))
+    # slice x takes (2x + 1) * 4 // 10 of the grid's 0, 1, 2, 3, which come from 0, 1, 3, 4
+    np.testing.assert_array_equal(prediction, np.tile([0, 1, 1, 1, 0], (6, 6, 1)))
+
+
 def test_the_crop_is_background_outside():
     values = np.zeros((14, 12, 10))
     values[3:9, 4:8, 2:9] = np.random.default_rng(0).random((6, 4, 7)) + 1
