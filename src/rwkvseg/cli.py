@@ -201,6 +201,9 @@ def evaluate(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for table, CSV, JSON and report.")],
     protocol: Annotated[ProtocolName, typer.Option(help="Scoring rules.")] = ProtocolName.strict,
     images: Annotated[Path | None, typer.Option(help="Images for the report's pictures.")] = None,
+    scored: Annotated[
+        str | None, typer.Option(help="Structures that count: NAME,NAME [default: all].")
+    ] = None,
 ) -> None:
     """Score predictions: DSC and HD95, means with 95 % intervals, an HTML report with pictures.
 
@@ -219,6 +222,7 @@ def evaluate(
             out,
             images=images,
             protocol=protocol.value,
+            scored=None if scored is None else [name.strip() for name in scored.split(",")],
             on_case=advance,
         )
     _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")

@@ -14,6 +14,7 @@ from monai.transforms import (
     BorderPadd,
     CenterSpatialCropd,
     Compose,
+    RandAdjustContrastd,
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
@@ -34,8 +35,8 @@ BOTH_MODES = ("bilinear", "nearest")
 def augment(
     settings: "Augmentation", image: Tensor, label: Tensor, generator: np.random.RandomState
 ) -> tuple[Tensor, Tensor]:
-    """Augment image (C, H, W) float32 and label (H, W); same shapes and types. For one thread at a time."""
-    compose = _compose(settings, (image.shape[-2], image.shape[-1]))
+    """Augment image (C, *spatial) float32 and label (*spatial); same shapes and types. For one thread."""
+    compose = _compose(settings, tuple(image.shape[1:]))
     compose.set_random_state(state=generator)
     with _plain_tensors():
         result = compose({"image": image, "label": label[None]})
@@ -54,15 +55,18 @@ def _plain_tensors() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _compose(settings: "Augmentation", size: tuple[int, int]) -> Compose:
-    """Only what has a range: MONAI counts shifts and bends in pixels, so one Compose for every (H, W)."""
+def _compose(settings: "Augmentation", size: tuple[int, ...]) -> Compose:
+    """Only what has a range: MONAI counts shifts and bends in pixels, so one Compose for every size."""
     return Compose([*_geometry(settings, size), *_intensity(settings, size)])
 
 
-def _geometry(settings: "Augmentation", size: tuple[int, int]) -> Iterator[Any]:
-    for axis, chance in enumerate((settings.flip_rows, settings.flip_columns)):
+def _geometry(settings: "Augmentation", size: tuple[int, ...]) -> Iterator[Any]:
+    chances = (settings.flip_rows, settings.flip_columns, settings.flip_slices)
+    for axis, chance in enumerate(chances[: len(size)]):
         if chance:
             yield RandFlipd(BOTH, chance, axis)
+    if len(size) == 3:
+        return
     if settings.rotation or settings.scale or settings.shift:
         # MONAI adds the 1, and draws one factor per axis
         factors = (np.expm1(-settings.scale), np.expm1(settings.scale))
@@ -91,11 +95,14 @@ def _geometry(settings: "Augmentation", size: tuple[int, int]) -> Iterator[Any]:
         )
 
 
-def _intensity(settings: "Augmentation", size: tuple[int, int]) -> Iterator[Any]:
+def _intensity(settings: "Augmentation", size: tuple[int, ...]) -> Iterator[Any]:
     if settings.contrast:
         yield RandScaleIntensityFixedMeand("image", settings.contrast, prob=settings.contrast_probability)
     if settings.brightness:
         yield RandShiftIntensityd("image", settings.brightness, prob=settings.brightness_probability)
+    if settings.gamma:
+        exponents = (np.exp(-settings.gamma), np.exp(settings.gamma))
+        yield RandAdjustContrastd("image", settings.gamma_probability, exponents, retain_stats=True)
     if settings.channel_offset:
         yield RandShiftIntensityd(
             "image", settings.channel_offset, prob=settings.channel_probability, channel_wise=True
@@ -104,7 +111,7 @@ def _intensity(settings: "Augmentation", size: tuple[int, int]) -> Iterator[Any]
         # MONAI's filter sees zeros outside, which would darken the border
         yield BorderPadd("image", int(np.ceil(4 * settings.blur)) + 1, mode="replicate")
         sigma = (0, settings.blur)
-        yield RandGaussianSmoothd("image", sigma, sigma, prob=settings.blur_probability)
+        yield RandGaussianSmoothd("image", sigma, sigma, sigma, prob=settings.blur_probability)
         yield CenterSpatialCropd("image", size)
     if settings.noise:
         yield RandGaussianNoised("image", prob=settings.noise_probability, std=settings.noise)

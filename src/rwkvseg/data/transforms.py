@@ -53,26 +53,35 @@ class Augmentation(BaseModel):
     geometry_probability: float = Field(1.0, ge=0, le=1)
     """Of rotation, scale and shift, which are one resampling."""
     rotation: float = Field(0.0, ge=0, le=180)
-    """Degrees either way."""
+    """Degrees either way; of volumes about each axis, in mm."""
     scale: float = Field(0.0, ge=0, le=2)
-    """Rows and columns are each shrunk by a factor of their own, uniform in exp(-scale)..exp(scale)."""
+    """Every axis is shrunk by a factor of its own, uniform in exp(-scale)..exp(scale)."""
     shift: float = Field(0.0, ge=0, le=1)
     """Fraction of each side, either way; magnified as the picture is."""
+    through_plane: int | None = Field(None, ge=0, le=2)
+    """Of volumes of thick slices: axis about which alone they are rotated, and which is neither scaled nor
+    shifted."""
     flip_rows: float = Field(0.0, ge=0, le=1)
-    """Probability of turning the picture upside down."""
+    """Probability of turning the picture upside down; of volumes, of reversing axis 0."""
     flip_columns: float = Field(0.0, ge=0, le=1)
-    """Probability of swapping left and right."""
+    """Probability of swapping left and right; of volumes, of reversing axis 1."""
+    flip_slices: float = Field(0.0, ge=0, le=1)
+    """Of volumes: probability of reversing axis 2."""
     elastic_probability: float = Field(1.0, ge=0, le=1)
     elastic: float = Field(0.0, ge=0, le=0.2)
-    """Largest displacement, at 8 x 8 control points, as a fraction of each side; a resampling of its own."""
+    """Largest displacement, at 8 x 8 control points, as a fraction of each side; a resampling of its own. Not
+    of volumes."""
     padding: Literal["reflection", "zeros"] = "reflection"
-    """What comes in from outside; "zeros" is background in the label."""
+    """What comes in from outside; "zeros" is background in the label. Around volumes there are zeros."""
     contrast_probability: float = Field(1.0, ge=0, le=1)
     contrast: float = Field(0.0, ge=0, lt=1)
     """Factor 1 + u about the mean, u uniform in -contrast..contrast."""
     brightness_probability: float = Field(1.0, ge=0, le=1)
     brightness: float = Field(0.0, ge=0)
     """Offset of all channels, either way."""
+    gamma_probability: float = Field(0.5, ge=0, le=1)
+    gamma: float = Field(0.0, ge=0, le=2)
+    """Exponent of intensities in their range, uniform in exp(-gamma)..exp(gamma); mean and deviation stay."""
     channel_probability: float = Field(1.0, ge=0, le=1)
     channel_offset: float = Field(0.0, ge=0)
     """Offset of each channel by itself, either way."""
@@ -86,6 +95,9 @@ class Augmentation(BaseModel):
 
 def build_augmentation(settings: Augmentation) -> Augment:
     """Make the function (image (C, H, W) float32, label (H, W), generator) -> (image, label), shapes kept.
+
+    Of patches (C, D, H, W) only intensities and flips change: geometry is part of cutting them, see
+    volume_patches.py.
 
     Image and label move together: the image is interpolated linearly, the label takes the nearest pixel. The
     inputs are not changed.

@@ -1,11 +1,13 @@
 """From cases and a split to batches: preprocessed once, kept in memory when small, augmented per draw.
 
-Legend: an item is what the network sees once: a picture, or one slice of a volume.
+Legend: an item is what the network sees once: a picture, or one slice of a volume. Patches of volumes are
+made by volume_data.py.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from rwkvseg.data.layouts import CaseFiles, read_case
 from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import build_augmentation, preprocess, sample_generator
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.volume_data import VolumeItems, with_intensity
 
 Draw = tuple[int, int]  # (pass through the items, position of the item)
 
@@ -137,6 +140,9 @@ class _LateLoader(DataLoader[dict[str, Any]]):
 class SegmentationData(LightningDataModule):  # type: ignore[misc]
     """Batches {"image": (B, C, H, W) float32, "label": (B, H, W) uint8, "case": (B,) place in the part}.
 
+    Of recipes for volumes: (B, C, *patch) and (B, *patch) in training, one whole volume in validation. Their
+    `recipe` knows the intensities of the training part.
+
     A last training batch that would hold a single item is dropped: batch normalisation needs two.
     """
 
@@ -148,16 +154,29 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         recipe: Recipe,
         *,
         on_case: Callable[[], None] = lambda: None,
+        scratch: Path | None = None,
     ) -> None:
         super().__init__()
         by_id = {case.id: case for case in files}
-        self.recipe = recipe
-        self.train = SegmentationItems(
-            [by_id[i] for i in split.train], labels, recipe, augment=True, on_case=on_case
-        )
-        self.val = SegmentationItems(
-            [by_id[i] for i in split.val], labels, recipe, augment=False, on_case=on_case
-        )
+        train, val = ([by_id[i] for i in part] for part in (split.train, split.val))
+        self.recipe = with_intensity(recipe, train, labels)
+        self.train: SegmentationItems | VolumeItems
+        self.val: SegmentationItems | VolumeItems
+        if recipe.preprocessing.dimensions == 2:
+            self.train = SegmentationItems(train, labels, recipe, augment=True, on_case=on_case)
+            self.val = SegmentationItems(val, labels, recipe, augment=False, on_case=on_case)
+        else:
+            folders = [scratch / part if scratch else None for part in ("train", "val")]
+            self.train, self.val = (
+                VolumeItems(part, labels, self.recipe, augment=part is train, on_case=on_case, folder=folder)
+                for part, folder in zip((train, val), folders, strict=True)
+            )
+
+    def close(self) -> None:
+        """Forget volumes, and remove those that were put on disk."""
+        for items in (self.train, self.val):
+            if isinstance(items, VolumeItems):
+                items.close()
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the training part in the order of the epoch."""
@@ -172,11 +191,14 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         """Batches of the validation part, always in the same order."""
         return self._loader(self.val, draws=len(self.val), shuffle=False)
 
-    def _loader(self, items: SegmentationItems, *, draws: int, shuffle: bool) -> DataLoader[dict[str, Any]]:
+    def _loader(
+        self, items: SegmentationItems | VolumeItems, *, draws: int, shuffle: bool
+    ) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
         sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
         workers = number_of_workers(settings.workers) if shuffle else 0
-        return make_loader(items, sampler, batch_size=settings.batch_size, workers=workers)
+        whole = isinstance(items, VolumeItems) and not shuffle  # volumes differ in size
+        return make_loader(items, sampler, batch_size=1 if whole else settings.batch_size, workers=workers)
 
 
 def sampler_of(trainer: Trainer | None, number: int, *, draws: int, seed: int, shuffle: bool) -> EpochSampler:

@@ -7,12 +7,15 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rwkvseg.inference.sliding_window import Windows, slab_logits
 from rwkvseg.training.freezing import keep_frozen
 from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
+
+POLY_POWER = 0.9
 
 
 class RecipeModule(LightningModule):  # type: ignore[misc]
@@ -53,16 +56,21 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
             nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW; weight decay on matrices and kernels only."""
+        """AdamW or SGD; weight decay on matrices and kernels only."""
         settings = self.settings
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = AdamW(
-            groups, lr=settings.learning_rate, weight_decay=0.0, fused=self.device.type == "cuda"
-        )
+        optimizer: Optimizer
+        rate, fused = settings.learning_rate, self.device.type == "cuda"
+        if settings.name == "sgd":
+            optimizer = SGD(
+                groups, rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused
+            )
+        else:
+            optimizer = AdamW(groups, lr=rate, weight_decay=0.0, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         factor = learning_rate_factor(settings, steps=steps, epochs=self.epochs)
         return {
@@ -84,7 +92,12 @@ class SegmentationModule(RecipeModule):
     def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
         super().__init__(network, recipe.optimizer, epochs=recipe.training.epochs, seed=recipe.training.seed)
         self.num_classes = num_classes
-        self.loss = SegmentationLoss(cross_entropy=recipe.loss.cross_entropy, dice=recipe.loss.dice)
+        stride = getattr(network, "stride", ())
+        self.loss = SegmentationLoss(
+            **recipe.loss.model_dump(), stride=stride if isinstance(stride, tuple) else ()
+        )
+        self.patch = recipe.preprocessing.patch
+        self.batch_size = recipe.training.batch_size
         self.val_cases = val_cases
         self._counts = torch.zeros(0)
 
@@ -95,7 +108,8 @@ class SegmentationModule(RecipeModule):
 
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Loss of one batch."""
-        loss: Tensor = self.loss(self(laid_out(batch["image"])), batch["label"])
+        logits: Any = self(laid_out(batch["image"]))
+        loss: Tensor = self.loss(logits, batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
 
@@ -106,17 +120,36 @@ class SegmentationModule(RecipeModule):
         )
 
     def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
-        """Loss, and true positive, predicted and true pixels of every class, added to their case."""
-        logits = self(laid_out(batch["image"]))
+        """Loss, and true positive, predicted and true pixels of every class, added to their case.
+
+        Volumes are predicted patch by patch, see `predict_volume`; they have no loss.
+        """
         label = batch["label"].long()
-        self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
-        counts = overlap_counts(logits.argmax(1), label, self.num_classes)
+        if self.patch is not None:
+            prediction = predict_volume(self.network, batch["image"][0], self.patch, self.batch_size)[None]
+        else:
+            logits = self(laid_out(batch["image"]))
+            prediction = logits.argmax(1)
+            self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
+        counts = overlap_counts(prediction, label, self.num_classes)
         self._counts.index_add_(0, batch["case"], counts.to(self._counts))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean DSC: classes of a case first, then cases; a class absent from both does not count."""
         counts: Any = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
         self.log("val_dsc", mean_dsc(counts))
+
+
+def predict_volume(network: nn.Module, image: Tensor, patch: tuple[int, int, int], batch_size: int) -> Tensor:
+    """Label map (i, j, k) of image (C, i, j, k) by overlapping patches, never all its logits at once."""
+    i, j, k = image.shape[1:]
+    prediction = torch.empty((i, j, k), dtype=torch.long, device=image.device)
+    row = 0
+    windows = Windows(shape=(i, j, k), patch=patch)
+    for slab in slab_logits(image, network, windows, batch_size=batch_size, device=image.device):
+        prediction[row : row + len(slab)] = slab.argmax(1)
+        row += len(slab)
+    return prediction
 
 
 def laid_out(image: Tensor) -> Tensor:
@@ -140,9 +173,9 @@ def mean_dsc(counts: Tensor) -> Tensor:
 
 
 def learning_rate_factor(settings: OptimizerSettings, *, steps: int, epochs: int) -> Callable[[int], float]:
-    """Learning rate over its peak as a function of the step: linear warm-up, then cosine to the minimum.
+    """Learning rate over its peak as a function of the step: linear warm-up, then decay to the minimum.
 
-    With schedule "epoch" the cosine moves on once an epoch, as CosineAnnealingLR over the epochs does.
+    With schedule "epoch" the decay moves on once an epoch, as CosineAnnealingLR over the epochs does.
     """
     floor = settings.min_learning_rate / settings.learning_rate
     per_epoch = max(1, steps // epochs)
@@ -154,6 +187,9 @@ def learning_rate_factor(settings: OptimizerSettings, *, steps: int, epochs: int
             progress = (step // per_epoch) / epochs
         else:
             progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        progress = min(1.0, progress)
+        if settings.decay == "poly":
+            return floor + (1 - floor) * math.pow(1 - progress, POLY_POWER)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -22,8 +22,19 @@ class DataSettings(Settings):
     path: Path | None = None
     layout: Literal["auto", "images", "nnunet", "msd"] = "auto"
     labels: dict[str, int] | None = None  # name -> value; None: as the data folder says
+    scored: tuple[str, ...] | None = None  # names of the structures that the evaluation counts; None: all
     licence: str = "not stated"
     citation: str = ""
+
+    @model_validator(mode="after")
+    def _scored_are_labels(self) -> Self:
+        if self.scored is not None and self.labels is not None:
+            unknown = [name for name in self.scored if not self.labels.get(name)]
+            if unknown or not self.scored:
+                raise ValueError(
+                    f"scored names {', '.join(unknown) or 'nothing'}, which is no structure of labels"
+                )
+        return self
 
     @field_validator("labels")
     @classmethod
@@ -79,6 +90,7 @@ class LossSettings(Settings):
 
     cross_entropy: float = Field(0.5, ge=0)
     dice: float = Field(1.0, ge=0)
+    batch_dice: bool = True  # overlaps summed over the batch, not a case at a time
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Self:
@@ -88,13 +100,16 @@ class LossSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW with linear warm-up and cosine decay; vectors (norms, biases, decays) are not decayed."""
+    """Linear warm-up, then decay of the learning rate; no weight decay of vectors (norms, biases, decays)."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.99, ge=0, lt=1)  # of sgd, Nesterov's where it is not 0
+    decay: Literal["cosine", "poly"] = "cosine"  # poly: (1 - progress) ** 0.9
     learning_rate: float = Field(1e-4, gt=0)
     min_learning_rate: float = Field(0.0, ge=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["epoch", "step"] = "epoch"  # how often the cosine moves on
+    schedule: Literal["epoch", "step"] = "epoch"  # how often the decay moves on
     gradient_clip: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
@@ -115,7 +130,8 @@ class TrainingSettings(Settings):
     validate_every: int = Field(1, gt=0)  # epochs
     checkpoint_every: int = Field(1, gt=0)  # epochs
     workers: Workers = "auto"
-    cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data up to this size stays in memory
+    cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data of a part up to this size stays in memory
+    foreground_fraction: float = Field(1 / 3, ge=0, le=1)  # of the patches of volumes, centred on a structure
     compile: bool = False
     report: Literal["last", "best"] = "last"  # which checkpoint is tested and exported
 
@@ -137,6 +153,19 @@ class Recipe(RecipeFile):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _augmentation_fits_the_dimensions(self) -> Self:
+        settings = self.augmentation
+        if self.preprocessing.dimensions == 3 and settings.elastic:
+            raise ValueError(
+                "augmentation.elastic is of pictures, preprocessing.dimensions is 3: set it to 0"
+            )
+        if self.preprocessing.dimensions == 2 and (
+            settings.flip_slices or settings.through_plane is not None
+        ):
+            raise ValueError("augmentation.flip_slices and through_plane are of volumes: drop them")
+        return self
 
     def beside(self, folder: Path) -> Self:
         """Copy whose relative `split.file` and `model.encoder_weights` start from `folder`."""

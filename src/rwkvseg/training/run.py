@@ -14,7 +14,9 @@ from torch import nn
 from rwkvseg import __version__
 from rwkvseg.data.layouts import DataFolder, read_case
 from rwkvseg.data.splits import Split
-from rwkvseg.data.transforms import normalise
+from rwkvseg.data.transforms import Preprocessing, normalise
+from rwkvseg.data.volumes import plan_grid
+from rwkvseg.errors import RecipeError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.evaluate import Evaluation, evaluate
 from rwkvseg.inference.model_file import Architecture, ModelDescription, save_model, write_description
@@ -73,7 +75,8 @@ def train(
     network, data = run.build_network(), run.read_data()  # whatever they refuse leaves no folder behind
     describe_run(out, recipe, folder, split, chosen)
     history = run.fit(network, data)
-    return run.finish(network, history, started)
+    data.close()
+    return run.finish(network, history, started, data.recipe.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,17 @@ class _Run:
     def read_data(self) -> SegmentationData:
         """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
         with progress_bar(self.console, "reading cases", sum(map(len, self._parts().values()))) as advance:
-            data = SegmentationData(self.folder.cases, self.split, self.labels, self.recipe, on_case=advance)
+            data = SegmentationData(
+                self.folder.cases,
+                self.split,
+                self.labels,
+                self.recipe,
+                on_case=advance,
+                scratch=self.out / "volumes",
+            )
+            check = normalise if self.recipe.preprocessing.dimensions == 2 else plan_grid
             for files in part_files(self.folder, self.split, "test"):
-                normalise(read_case(files, self.labels), self.recipe.preprocessing)
+                check(read_case(files, self.labels), self.recipe.preprocessing)
                 advance()
         return data
 
@@ -130,12 +141,23 @@ class _Run:
             encoder_weights=self._encoder_weights(),
             **self.recipe.model.overrides,
         )
+        self._check_dimensions(network)
         if self.recipe.model.freeze_encoder:
             freeze_encoder(network)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.recipe.preprocessing.dimensions == 2:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.recipe.training.compile:
             network.compile()
         return network
+
+    def _check_dimensions(self, network: nn.Module) -> None:
+        wanted = self.recipe.preprocessing.dimensions
+        found = getattr(network, "spatial_dims", 2)
+        if found != wanted:
+            raise RecipeError(
+                f"preprocessing.dimensions is {wanted}, but {self.recipe.model.name} takes {found} axes. "
+                "Choose another model; MONAI's take model.overrides: {spatial_dims: 3}."
+            )
 
     def _encoder_weights(self) -> Path | None:
         # a run that goes on has all its weights in its checkpoint
@@ -154,13 +176,15 @@ class _Run:
             gradient_clip=self.recipe.optimizer.gradient_clip,
         )
 
-    def finish(self, network: nn.Module, history: History, started: float) -> RunResult:
+    def finish(
+        self, network: nn.Module, history: History, started: float, preprocessing: Preprocessing
+    ) -> RunResult:
         """Export the reported checkpoint, evaluate it on val and test, write the summary."""
         if self.recipe.training.report == "best":
             state = SafeCheckpointIO().load_checkpoint(self.out / "checkpoints" / "best.ckpt")["state_dict"]
             weights = {name.removeprefix("network."): value for name, value in state.items()}
             network.load_state_dict(weights, strict=True)
-        description = save_model(self.out / "model", network, self._description())
+        description = save_model(self.out / "model", network, self._description(preprocessing))
         predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
         evaluations = {
             part: self._evaluate(predictor, part) for part in ("val", "test") if getattr(self.split, part)
@@ -173,7 +197,7 @@ class _Run:
         write_json(self.out / "summary.json", summary)
         return RunResult(self.out, summary, evaluations)
 
-    def _description(self) -> ModelDescription:
+    def _description(self, preprocessing: Preprocessing) -> ModelDescription:
         recipe, split = self.recipe, self.split
         return ModelDescription(
             rwkvseg_version=__version__,
@@ -184,7 +208,7 @@ class _Run:
                 overrides=recipe.model.overrides,
             ),
             labels=self.labels,
-            preprocessing=recipe.preprocessing,
+            preprocessing=preprocessing,
             protocol={
                 "recipe": recipe.name,
                 "split": {"rule": split.rule, "seed": split.seed},
@@ -219,6 +243,7 @@ class _Run:
                 labels=self.labels,
                 layout=self.recipe.data.layout,
                 only={case.id for case in files},
+                scored=self.recipe.data.scored,
                 seed=self.recipe.training.seed,
                 context={
                     "recipe": self.recipe.name,
