@@ -20,6 +20,7 @@ from rwkvseg import __version__
 from rwkvseg.cli_figure import figure_app
 from rwkvseg.cli_options import (
     ChangesOption,
+    CountedSizeOption,
     DataOption,
     Device,
     DeviceOption,
@@ -267,7 +268,7 @@ def convert_published(
 
 @app.command()
 def models(
-    size: Annotated[int, typer.Option(help="Rows and columns of the image that is counted.")] = 256,
+    size: CountedSizeOption = None,
     num_classes: Annotated[int, typer.Option(help="Channels of the logits.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ) -> None:
@@ -277,6 +278,8 @@ def models(
         rwkvseg models
 
         rwkvseg models --size 224 --num-classes 9 --json
+
+        rwkvseg models --size 48x64x48
     """
     from dataclasses import asdict
 
@@ -318,14 +321,16 @@ def _say(console: Console, line: str) -> None:
 
 
 def _print_costs(console: Console, costs: "list[Cost]") -> None:
-    table = Table(title=f"one image of {' x '.join(map(str, costs[0].size))}", title_justify="left")
-    table.add_column("network")
-    for heading in ("parameters M", "GMAC", "GMAC run", "activations MiB"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
-        table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
-    console.print(table)
+    for size in sorted({cost.size for cost in costs}, key=len):
+        of_what = "image" if len(size) == 2 else "volume"
+        table = Table(title=f"one {of_what} of {' x '.join(map(str, size))}", title_justify="left")
+        table.add_column("network")
+        for heading in ("parameters M", "GMAC", "GMAC run", "activations MiB"):
+            table.add_column(heading, justify="right")
+        for cost in (cost for cost in costs if cost.size == size):
+            figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
+            table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
+        console.print(table)
     _say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
     _say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
     _say(console, "activations: what training keeps in float32 for one image.")
