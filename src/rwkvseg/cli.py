@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,8 +26,10 @@ from rwkvseg.cli_options import (
     MemoryOption,
     MirrorOption,
     OverlapOption,
+    ProtocolName,
     ResumeOption,
     RunOption,
+    Variant,
     changes_of,
     volume_options,
 )
@@ -52,21 +53,6 @@ app.add_typer(figure_app, name="figure")
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C
 COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
-
-
-class ProtocolName(StrEnum):
-    """Conventions of resizing and scoring."""
-
-    strict = "strict"
-    transunet = "transunet"
-
-
-class Variant(StrEnum):
-    """Published sizes of RWKV-UNet."""
-
-    tiny = "tiny"
-    small = "small"
-    base = "base"
 
 
 def _print_version(wanted: bool) -> None:
