@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,8 +26,10 @@ from rwkvseg.cli_options import (
     MemoryOption,
     MirrorOption,
     OverlapOption,
+    ProtocolName,
     ResumeOption,
     RunOption,
+    Variant,
     changes_of,
     volume_options,
 )
@@ -52,21 +53,6 @@ app.add_typer(figure_app, name="figure")
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C
 COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
-
-
-class ProtocolName(StrEnum):
-    """Conventions of resizing and scoring."""
-
-    strict = "strict"
-    transunet = "transunet"
-
-
-class Variant(StrEnum):
-    """Published sizes of RWKV-UNet."""
-
-    tiny = "tiny"
-    small = "small"
-    base = "base"
 
 
 def _print_version(wanted: bool) -> None:
@@ -165,11 +151,9 @@ def predict(
     Examples:
         rwkvseg predict -m runs/kvasir -i polyp.jpg -o predictions --overlay
 
-        rwkvseg predict -m runs/acdc/model -i ACDC/imagesTs -o predictions --device cpu --report run.json
+        rwkvseg predict -m runs/acdc -i ACDC/imagesTs -o predictions --max-memory 8G --report run.json
 
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
-
-        rwkvseg predict -m runs/hippocampus -i scan.nii.gz -o predictions --mirror --max-memory 8G
     """
     from rwkvseg.data.layouts import find_inputs
     from rwkvseg.inference.predict import find_part, predict_files, write_report_json
@@ -204,6 +188,9 @@ def evaluate(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for table, CSV, JSON and report.")],
     protocol: Annotated[ProtocolName, typer.Option(help="Scoring rules.")] = ProtocolName.strict,
     images: Annotated[Path | None, typer.Option(help="Images for the report's pictures.")] = None,
+    scored: Annotated[
+        str | None, typer.Option(help="Structures that count: NAME,NAME [default: all].")
+    ] = None,
 ) -> None:
     """Score predictions: DSC and HD95, means with 95 % intervals, an HTML report with pictures.
 
@@ -222,6 +209,7 @@ def evaluate(
             out,
             images=images,
             protocol=protocol.value,
+            scored=None if scored is None else [name.strip() for name in scored.split(",")],
             on_case=advance,
         )
     _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")

@@ -20,6 +20,21 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class ProtocolName(StrEnum):
+    """Conventions of resizing and scoring."""
+
+    strict = "strict"
+    transunet = "transunet"
+
+
+class Variant(StrEnum):
+    """Published sizes of RWKV-UNet."""
+
+    tiny = "tiny"
+    small = "small"
+    base = "base"
+
+
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 DataOption = Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")]
 RunOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")]
