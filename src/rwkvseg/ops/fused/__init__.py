@@ -1,7 +1,7 @@
 """The neighbours of Bi-WKV in RWKV's blocks, each in one pass over memory where Triton runs.
 
-depthwise.py, norm.py, shift.py and shift3d.py hold the definitions, which are also the plain-torch forms: on
-the CPU torch's own lerp, layer_norm and sigmoid are the best there is. operators.py registers the Triton forms.
+depthwise.py, norm.py, shift.py and shift3d.py hold the definitions, which are also the plain-torch forms:
+on the CPU torch's own are the best there is. operators.py registers the Triton forms.
 """
 
 from rwkvseg.ops.fused.depthwise import depthwise_conv3d
