@@ -4,7 +4,6 @@ B: volumes, C: channels, D, H, W: axes. cuDNN and torch take most of their time 
 weights, five times what the forward pass takes.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,15 +18,15 @@ def naive_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
     x: (B, C, D, H, W), weight: (C, 1, odd, odd, odd) -> as x.
     """
     padding = [side // 2 for side in weight.shape[2:]]
-    with torch.autocast(x.device.type, enabled=False):
-        return F.conv3d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
+    y = F.conv3d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
+    return y.to(x.dtype)  # autocast may have convolved in 16 bit
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     """Convolve every channel of volumes with its own kernel: zeros outside, stride 1, sizes kept.
 
-    The result has the dtype of x whatever autocast says; sums are float32 or wider. The same input gives the
-    same bits with "triton", gradients included.
+    The result has the dtype of x whatever autocast says. With "triton" sums are float32, and the same input
+    gives the same bits, gradients included.
 
     Args:
         x: Volumes (B, C, D, H, W), any size >= 1 along every axis.
