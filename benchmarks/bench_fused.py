@@ -2,6 +2,9 @@
 
     python benchmarks/bench_fused.py [--compile] [--cold] [--repeats 100] [--only gated,residual]
 
+Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24; those on volumes at the sizes of
+U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A convolution computes more than it moves: its share says little.
+
 Prints microseconds (medians) of the forward and the backward pass, the bytes that the pass cannot avoid (each
 map read or written once), and which share of the time those bytes need at the speed of a copy measured in the
 same run. --cold flushes the second-level cache before every call, as a large network does.
@@ -17,10 +20,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkvseg.ops import gated_layer_norm, residual_layer_norm, shift_and_mix
+from rwkvseg.ops import (
+    depthwise_conv3d,
+    gated_layer_norm,
+    residual_layer_norm,
+    shift_and_mix,
+    spatial_shift_and_mix,
+)
 
-SHAPES = [(24, 28, 28, 576), (24, 14, 14, 960)]  # (B, H, W, C) of base at 224, batch 24
-MAPS = {"shift 3": (4, 5), "shift 2": (3, 4), "gated": (3, 5), "residual": (3, 3)}
+SHAPES = [(24, 28, 28, 576), (24, 14, 14, 960)]  # (B, H, W, C)
+ODD = ((2, 13, 9, 70), (3, 1, 7, 33), (2, 28, 28, 576), (2, 14, 14, 960))
+VOLUMES = {  # (B, D, H, W, C)
+    "volume shift 3": [(8, 12, 16, 12, 48), (8, 6, 8, 6, 120)],
+    "depthwise 3": [(8, 48, 64, 48, 32), (8, 24, 32, 24, 64)],
+    "depthwise 5": [(8, 24, 32, 24, 64), (8, 6, 8, 6, 240)],
+}
+ODD_VOLUMES = ((2, 5, 3, 7, 34), (1, 1, 9, 2, 13), (2, 12, 16, 12, 48))
+# maps that a pass must read or write, forward and backward
+MAPS = {
+    "shift 3": (4, 5),
+    "shift 2": (3, 4),
+    "gated": (3, 5),
+    "residual": (3, 3),
+    "volume shift 3": (4, 5),
+    "depthwise 3": (2, 3),
+    "depthwise 5": (2, 3),
+}
 FLUSH_BYTES = 2**28
 PAUSE = 2_000_000  # cycles, about a millisecond, in which the host launches the whole call
 
@@ -45,11 +70,25 @@ def residual(*x: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, ...]:
     return (residual_layer_norm(*x, scale=scale, backend=backend),)
 
 
+def volume_shift(x: Tensor, mixes: Tensor, backend: str) -> tuple[Tensor, ...]:
+    return tuple(spatial_shift_and_mix(x.permute(0, 4, 1, 2, 3), mixes, backend=backend).unbind())
+
+
+def depthwise(x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, ...]:
+    return (depthwise_conv3d(x, weight, backend=backend),)
+
+
 def build(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
     maps = [torch.randn(shape, device="cuda", dtype=dtype) for _ in range(5)]
     vectors = [torch.rand(shape[-1], device="cuda") for _ in range(3)]
-    if name.startswith("shift"):
+    if name.startswith("depthwise"):
+        maps = [x.permute(0, 4, 1, 2, 3).contiguous() for x in maps[:2]]
+        kernel = torch.randn(shape[-1], 1, *[int(name[-1])] * 3, device="cuda")
+        leaves, gs, operator = [maps[0], kernel], maps[1:], depthwise
+    elif name.startswith("volume"):
+        leaves, gs, operator = [maps[0], torch.stack(vectors)], maps[1:4], volume_shift
+    elif name.startswith("shift"):
         number = int(name[-1])
         leaves, gs, operator = [maps[0], *vectors[:number]], maps[1 : 1 + number], shift
     else:
@@ -67,7 +106,7 @@ def results(case: Case, backend: str, dtype: torch.dtype | None = None) -> list[
 
 
 def refuse_wrong_kernels(name: str, dtype: torch.dtype) -> None:
-    for shape in ((2, 13, 9, 70), (3, 1, 7, 33), (2, 28, 28, 576), (2, 14, 14, 960)):
+    for shape in ODD_VOLUMES if name in VOLUMES else ODD:
         case = build(name, shape, dtype)
         exact = results(case, "torch", torch.float64)
         found, plain = results(case, "triton"), results(case, "torch")
@@ -159,11 +198,12 @@ def main() -> None:
     ]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {speed / 1e6:.2f} TB/s, ", end="")
     print("cold" if arguments.cold else "warm", "second-level cache")
-    for shape in SHAPES:
-        for dtype in (torch.bfloat16, torch.float32):
+    for shape in (*SHAPES, *dict.fromkeys(shape for name in VOLUMES for shape in VOLUMES[name])):
+        at_this = [name for name in names if shape in VOLUMES.get(name, SHAPES)]
+        for dtype in (torch.bfloat16, torch.float32) if at_this else ():
             print(f"\n{shape} {str(dtype).removeprefix('torch.')}\n")
             print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-            for name in names:
+            for name in at_this:
                 print(row(name, build(name, shape, dtype), speed, arguments), flush=True)
 
 
