@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from study_cases import SMALL, STUDIES, build_study, images
+from study_cases import FEW_BLOCKS, SMALL, STUDIES, build_study, images
 from torch.export import Dim
 
 from onnx_files import check_onnx, open_onnx, write_onnx
@@ -96,7 +96,7 @@ COMPILED = ["bi_mamba", "paper_all", "everything"]
 @pytest.mark.slow
 @pytest.mark.parametrize("study", COMPILED)
 def test_compiled_it_gives_the_same_logits_and_gradients(study: str) -> None:
-    model = build_study(study).eval().double()
+    model = build_study(study, depths=FEW_BLOCKS).eval().double()
     x, upstream = images(2, 3, 64, 80).double(), images(2, 2, 64, 80, seed=2).double()
     torch.compiler.reset()
     try:
@@ -112,7 +112,7 @@ def test_compiled_it_gives_the_same_logits_and_gradients(study: str) -> None:
 
 @pytest.mark.slow  # every mixer has a file of its own in test_mixers.py
 def test_an_onnx_file_for_all_sizes_gives_the_logits_of_torch(tmp_path: Path) -> None:
-    model, path = build_study("everything").eval(), tmp_path / "study.onnx"
+    model, path = build_study("everything", depths=FEW_BLOCKS).eval(), tmp_path / "study.onnx"
     sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     write_onnx(model, (images(2, 3, 64, 80),), sizes, path)
     check_onnx(path)
