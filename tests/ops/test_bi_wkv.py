@@ -33,7 +33,7 @@ def test_every_backend_agrees_with_the_definition(shape: tuple[int, int, int], b
     assert max(found.values()) < 1e-12, found
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 9, 33, 63, 196])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 33, 196])
 def test_float32_is_accurate_in_every_form(num_tokens: int, form: str) -> None:
     for decay in DECAYS:
         for keys in KEYS:
@@ -57,7 +57,7 @@ def test_gradients_survive_cancellation(bonus: float, offset: float) -> None:
         assert max(found.values()) < 1e-5, (keys, found)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9, 14])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 14])
 def test_gradcheck(num_tokens: int, form: str) -> None:
     if "float32" in form:
         pytest.skip("gradcheck needs float64")
