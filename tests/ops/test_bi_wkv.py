@@ -107,8 +107,10 @@ def test_products_hold_for_long_sequences(num_tokens: int, monkeypatch: pytest.M
         assert max(found.values()) < 1e-5, (decay, found)
 
 
-@pytest.mark.parametrize("num_tokens", [15, 16, 17, 31, 33, 1025])
-@pytest.mark.parametrize("bonus", [-20.0, 0.0, 20.0])
+@pytest.mark.parametrize(
+    ("num_tokens", "bonus"),
+    [(15, -20.0), (16, 0.0), (17, 20.0), (31, 0.0), *((t, b) for t in (33, 1025) for b in (-20.0, 20.0))],
+)
 def test_products_hold_at_the_limit_of_the_guard(
     num_tokens: int, bonus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

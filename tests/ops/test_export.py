@@ -36,7 +36,7 @@ def test_it_is_the_definition_with_all_gradients(num_tokens: int) -> None:
     assert max(found.values()) < 1e-12, found
 
 
-@pytest.mark.parametrize("num_tokens", LENGTHS)
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 9, 65, 513])
 def test_float32_is_accurate(num_tokens: int) -> None:
     for decay in DECAYS:
         for keys in KEYS:

@@ -183,7 +183,7 @@ def test_a_killed_process_goes_on_by_the_same_command_and_resume(
 
 @pytest.fixture
 def heeds_control_c():
-    """A shell starts background jobs with SIGINT ignored, and CI may be one; lightning ignores it too, after."""
+    """A shell starts background jobs with SIGINT ignored, CI may be one; lightning ignores it afterwards."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
