@@ -48,12 +48,10 @@ FEW_BLOCKS = (1, 2, 1, 2)
 """Of every kind one, a mixer in a shallow stage too; for what takes long with each further block."""
 
 
-def build_study(
-    study: str, *, num_classes: int = 2, seed: int = 0, depths: tuple[int, ...] = SMALL["depths"]
-) -> nn.Module:
-    """Small network of a study, with random decays where it has some."""
+def build_study(study: str, *, num_classes: int = 2, seed: int = 0, **changes: Any) -> nn.Module:
+    """Small network of a study and further overrides, with random decays where it has some."""
     torch.manual_seed(seed)
-    overrides = {**SMALL, **STUDIES[study], "depths": depths}
+    overrides = {**SMALL, **STUDIES[study], **changes}
     return with_random_decays(create_model("rwkv_unet_tiny", num_classes=num_classes, **overrides))
 
 
