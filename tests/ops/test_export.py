@@ -137,8 +137,8 @@ SYMBOLIC = ({}, {}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DY
 
 
 def test_one_exported_program_is_for_all_sizes() -> None:
-    # exported with several chunks; the ONNX file below with less than one
-    program = torch.export.export(Module(), inputs((2, 100, 5))[:4], dynamic_shapes=SYMBOLIC)
+    # exported with less than one chunk; the ONNX file below with several
+    program = torch.export.export(Module(), inputs((2, 5, 5))[:4], dynamic_shapes=SYMBOLIC)
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [name for name in called if "rwkvseg" in name]
     again = program.module()
@@ -157,7 +157,7 @@ def test_a_chosen_backend_is_exported_as_chosen() -> None:
 @pytest.mark.slow
 def test_one_onnx_file_is_for_all_sizes(tmp_path: Path) -> None:
     path = tmp_path / "bi_wkv.onnx"
-    write_onnx(Module(), inputs((2, 5, 5))[:4], SYMBOLIC, path)
+    write_onnx(Module(), inputs((2, 20, 5))[:4], SYMBOLIC, path)
     check_onnx(path)
     bi_wkv_onnx = open_onnx(path)
     for batch, num_tokens in ((1, 1), (3, 2), (1, 7), (2, 8), (1, 9), (3, 65), (2, 196), (1, 590)):
