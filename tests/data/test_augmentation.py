@@ -1,7 +1,4 @@
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -56,6 +53,7 @@ def test_shapes_types_and_inputs_are_kept(rows, columns, channels, draw):
     assert torch.equal(label, before[1])
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 3), st.integers(0, 999), st.text(max_size=9))
 def test_the_generator_is_a_pure_function(seed, epoch, case):
     first, again = sample_generator(seed, epoch, case), sample_generator(seed, epoch, case)
@@ -66,13 +64,8 @@ def test_the_generator_is_a_pure_function(seed, epoch, case):
 
 
 def test_the_generator_is_the_same_everywhere():
-    code = "from rwkvseg.data.transforms import sample_generator as g; print(g(1, 2, 'case').randint(2**31))"
-    environment = os.environ | {"PYTHONHASHSEED": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    # a number from the day this was written: resuming an old run must draw the same
-    assert int(found.stdout) == sample_generator(1, 2, "case").randint(2**31) == 1341839193
+    # a number from the day this was written, by a process with other hashes: an old run must draw the same
+    assert sample_generator(1, 2, "case").randint(2**31) == 1341839193
 
 
 def test_a_draw_depends_on_the_generator_alone():

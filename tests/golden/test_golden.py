@@ -1,15 +1,15 @@
 """Text files that say how things stand; `make golden` writes them anew, and the difference is reviewed."""
 
-import os
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from typer import rich_utils
 
+from rwkvseg import cli
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
@@ -85,6 +85,22 @@ def test_logits(regenerate):
     compare("logits.txt", "statistic value\n" + "\n".join(lines) + "\n", regenerate, equal=close)
 
 
+@pytest.fixture
+def help_text(monkeypatch, capsys):
+    """What the program prints for `--help` on a terminal of 80 columns, without borders."""
+    for name, value in {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH), "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", WIDTH)  # typer read the environment when it was imported
+
+    def show(*verb):
+        monkeypatch.setattr(sys, "argv", ["rwkvseg", *verb, "--help"])
+        capsys.readouterr()
+        cli.main()
+        return capsys.readouterr().out
+
+    return show
+
+
 @pytest.mark.parametrize(
     "verb",
     [
@@ -92,16 +108,12 @@ def test_logits(regenerate):
         *("figure", "figure erf"),
     ],
 )
-def test_help(verb, regenerate):
+def test_help(verb, help_text, regenerate):
     """The help as a terminal of 80 columns shows it, without borders."""
     need_pinned("typer", "it lays the help out in another way")
-    environment = dict(
-        os.environ, COLUMNS=str(WIDTH), TERMINAL_WIDTH=str(WIDTH), NO_COLOR="1", PYTHONIOENCODING="utf-8"
-    )
-    command = [sys.executable, "-m", "rwkvseg.cli", *([] if verb == "rwkvseg" else verb.split()), "--help"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
-    assert max(map(len, done.stdout.splitlines())) <= WIDTH
-    text = re.sub(r"[─│╭╮╰╯]", " ", done.stdout)
+    text = help_text(*([] if verb == "rwkvseg" else verb.split()))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    text = re.sub(r"[─│╭╮╰╯]", " ", text)
     lines = [line.rstrip() for line in text.splitlines()]
     compare(
         f"help_{verb.replace(' ', '_')}.txt", "\n".join(line for line in lines if line) + "\n", regenerate

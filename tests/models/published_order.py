@@ -1,15 +1,18 @@
-"""Multiply-accumulates as the papers print them: ptflops 0.7.5 over the published order of steps.
+"""RWKV-UNet in the published order of steps, and what it costs then as the papers count: by ptflops 0.7.5.
 
-Our network projects before it resizes where the published one does it the other way round, and calls norms
-as functions, which ptflops does not see. Here it runs in the published order. Not on the meta device: there
-ptflops also counts the steps into which torch takes its norms apart.
+What the papers count is this order: projections of the CCM at the finest size, resizing also where the size
+is right, doublings and norms as modules, the head at the full size. Ours computes the same in fewer steps.
+Not on the meta device: there ptflops also counts the steps into which torch takes its norms apart.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # ptflops replaces functions of torch, which must be imported whole before
 import torch.nn.functional as F
 from ptflops import get_model_complexity_info
 from ptflops.pytorch_ops import bn_flops_counter_hook
@@ -21,30 +24,35 @@ from rwkvseg.models.mixing import SpatialMix
 from rwkvseg.models.rwkv_unet import CrossChannelMix, Decoder
 
 
-def published_macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates for one image of three channels and `size`, as ptflops counts them."""
-    assert isinstance(model, RWKVUNet)
-    model.decoder.up = nn.Upsample(scale_factor=2, mode="bilinear")
-    hooks = {LayerNorm2d: bn_flops_counter_hook}
-    with torch.no_grad(), _published_order():
-        macs, _ = get_model_complexity_info(
+def published_cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Multiply-accumulates for one image of three channels and `size`, and parameters, as ptflops counts."""
+    if isinstance(model, RWKVUNet):
+        model.decoder.up = nn.Upsample(scale_factor=2, mode="bilinear")
+    with (
+        torch.no_grad(),
+        published_order(),
+        mock.patch.object(SpatialMix, "forward", _spatial_mix_as_counted),
+        _no_trace_of_ptflops(),
+    ):
+        macs, parameters = get_model_complexity_info(
             model,
             (3, *size),
             as_strings=False,
             print_per_layer_stat=False,
             backend="pytorch",
-            custom_modules_hooks=hooks,
+            ost=io.StringIO(),
+            custom_modules_hooks={LayerNorm2d: bn_flops_counter_hook},
         )
     assert isinstance(macs, int)
-    return macs
+    return macs, parameters
 
 
 @contextmanager
-def _published_order() -> Iterator[None]:
+def published_order() -> Iterator[None]:
+    """Within it networks compute what they compute outside, in the order and place of the authors' code."""
     with (
         mock.patch.object(rwkv_unet, "add_normed", _add),
         mock.patch.object(studies, "add_normed", _add),
-        mock.patch.object(SpatialMix, "forward", _spatial_mix),
         mock.patch.object(CrossChannelMix, "forward", _ccm),
         mock.patch.object(Decoder, "forward", _decoder),
         mock.patch.object(RWKVUNet, "forward", _network),
@@ -52,11 +60,26 @@ def _published_order() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _no_trace_of_ptflops() -> Iterator[None]:
+    """It puts back what it replaced, but inherited methods as Tensor's own."""
+    kept: dict[Any, dict[str, Any]] = {place: dict(vars(place)) for place in (F, torch, Tensor)}
+    try:
+        yield
+    finally:
+        for place, before in kept.items():
+            for name in [name for name in vars(place) if not name.startswith("__")]:
+                if name not in before:
+                    delattr(place, name)
+                elif vars(place)[name] is not before[name]:
+                    setattr(place, name, before[name])
+
+
 def _add(x: Tensor, branch: Tensor, norm: LayerNorm2d, drop_path: DropPath) -> Tensor:
     return x + drop_path(norm(branch))
 
 
-def _spatial_mix(self: SpatialMix, x: Tensor) -> Tensor:
+def _spatial_mix_as_counted(self: SpatialMix, x: Tensor) -> Tensor:
     tokens = x.flatten(2).transpose(1, 2)  # shift and WKV are not counted
     _, v, r = self.key(tokens), self.value(tokens), self.receptance(tokens)
     return self.output(torch.sigmoid(r) * self.norm(v)).transpose(1, 2).reshape(x.shape)
@@ -78,9 +101,10 @@ def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _decoder(self: Decoder, x: Tensor, skips: list[Tensor]) -> Tensor:
-    x = self.up(self.blocks[0](x))
+    up = getattr(self, "up", nn.Upsample(scale_factor=2, mode="bilinear"))
+    x = up(self.blocks[0](x))
     for level, block in zip((2, 1, 0), self.blocks[1:], strict=True):
-        x = self.up(block(torch.cat([x, skips[level]], 1) if level < len(skips) else x))
+        x = up(block(torch.cat([x, skips[level]], 1) if level < len(skips) else x))
     return x
 
 

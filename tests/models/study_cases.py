@@ -44,12 +44,15 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def build_study(study: str, *, num_classes: int = 2, seed: int = 0) -> nn.Module:
-    """Small network of a study, with random decays where it has some."""
+FEW_BLOCKS = (1, 2, 1, 2)
+"""Of every kind one, a mixer in a shallow stage too; for what takes long with each further block."""
+
+
+def build_study(study: str, *, num_classes: int = 2, seed: int = 0, **changes: Any) -> nn.Module:
+    """Small network of a study and further overrides, with random decays where it has some."""
     torch.manual_seed(seed)
-    return with_random_decays(
-        create_model("rwkv_unet_tiny", num_classes=num_classes, **SMALL, **STUDIES[study])
-    )
+    overrides = {**SMALL, **STUDIES[study], **changes}
+    return with_random_decays(create_model("rwkv_unet_tiny", num_classes=num_classes, **overrides))
 
 
 def with_random_decays(model: nn.Module) -> nn.Module:

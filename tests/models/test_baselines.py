@@ -4,17 +4,18 @@ import importlib.util
 
 import pytest
 import torch
+from model_folders import assert_a_folder_restores
 from study_cases import images
 from test_contract import SMALLER
 from test_onnx import ANY_SIZE, EXPORTED
 from torch import Tensor, nn
 
 from onnx_files import check_onnx, open_onnx, write_onnx
-from rwkvseg.data.transforms import Preprocessing
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
-from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
+from rwkvseg.evaluation import report
 from rwkvseg.models import create_model, list_models
 from rwkvseg.models.baselines import BaselineConfig, PaddedNetwork
+from rwkvseg.training import history
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import small_recipe
@@ -64,22 +65,15 @@ def test_a_model_folder_restores_it(name: str, tmp_path) -> None:
     torch.manual_seed(0)
     overrides = overrides_of(name)
     network = create_model(name, num_classes=2, **overrides).eval()
-    description = ModelDescription(
-        rwkvseg_version="0",
-        architecture=Architecture(name=name, in_channels=3, num_classes=2, overrides=overrides),
-        labels={"background": 0, "polyp": 1},
-        preprocessing=Preprocessing(channels=3),
-    )
-    save_model(tmp_path, network, description)
-    loaded, _ = load_model(tmp_path)
-    x = images(1, 3, 20, 30)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), network(x))
+    assert_a_folder_restores(network, images(1, 3, 20, 30), tmp_path, name=name, overrides=overrides)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_one_changed_line_of_a_recipe_trains_it(name: str, phantom, tmp_path) -> None:
+def test_one_changed_line_of_a_recipe_trains_it(name: str, phantom, tmp_path, monkeypatch) -> None:
+    # plots take most of the time of so small a run, and others test them
+    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
+    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
     recipe = small_recipe(phantom, epochs=1, steps_per_epoch=2)
     recipe["model"] = {"name": name, "overrides": overrides_of(name)}
     result = train(Recipe.from_mapping(recipe), tmp_path / "run", device="cpu")

@@ -1,5 +1,7 @@
 """What every registered network for pictures promises; test_urwkv3d_contract.py has those for volumes."""
 
+from typing import Any
+
 import pytest
 import torch
 from study_cases import images, with_random_decays
@@ -24,8 +26,13 @@ BEFORE_INSTANCE_NORM = {"monai_attention_unet": "merge.conv.bias"}  # which remo
 SIZES = [(1, 1), (1, 40), (16, 16), (37, 53), (224, 32)]
 
 
-def build(name: str, in_channels: int = 3, num_classes: int = 2, seed: int = 0) -> nn.Module:
-    overrides = SMALLER.get(name, SMALLER["rwkv_unet"])
+def smaller(name: str) -> dict[str, Any]:
+    """Overrides that make a registered network small."""
+    return dict(SMALLER.get(name, SMALLER["rwkv_unet"]))
+
+
+def build(name: str, in_channels: int = 3, num_classes: int = 2, seed: int = 0, **changes: Any) -> nn.Module:
+    overrides = smaller(name) | changes
     torch.manual_seed(seed)
     return with_random_decays(
         create_model(name, in_channels=in_channels, num_classes=num_classes, **overrides)

@@ -1,19 +1,18 @@
 """What networks cost: our count by hand on small networks, and the papers' figures by the papers' tool."""
 
-import io
 import json
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from as_published import AsPublished
-from test_contract import SMALLER
+from published_order import published_cost, published_order
+from study_cases import build_study
+from test_contract import SMALLER, smaller
 from torch import Tensor, nn
 
 from rwkvseg.errors import UsageError
-from rwkvseg.models import RWKVUNet, counting, create_model, list_models, mixing
-from rwkvseg.models.blocks import LayerNorm2d
+from rwkvseg.models import RWKVUNet, counting, create_model, list_models
 from rwkvseg.models.counting import activation_bytes, count_macs, measure
 from rwkvseg.models.mixing import SpatialMix
 from rwkvseg.models.rwkv_unet import CrossChannelMix
@@ -35,78 +34,34 @@ def network(variant: str, num_classes: int = 1) -> RWKVUNet:
     return model
 
 
-def by_ptflops(model: nn.Module, size: int) -> tuple[int, int]:
-    """MACs and parameters by ptflops, told of our norms: one an element, as it counts every LayerNorm.
-
-    Two norms of every spatial mix are one operator with what follows them, the gate and the residual, so that
-    ptflops, which knows modules, cannot see them: they are added.
-    """
-    import torch._dynamo  # ptflops replaces functions of torch, which must be imported whole before
-    from ptflops import get_model_complexity_info
-
-    unseen = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, y: unseen.append(2 * y.numel()))
-        for module in model.modules()
-        if isinstance(module, SpatialMix)
-    ]
-
-    def count_norm(module: nn.Module, _inputs: tuple[Tensor], y: Tensor) -> None:
-        module.__flops__ += y.numel()
-
-    macs, parameters = get_model_complexity_info(
-        model,
-        (3, size, size),
-        backend="pytorch",
-        as_strings=False,
-        print_per_layer_stat=False,
-        ost=io.StringIO(),
-        custom_modules_hooks={LayerNorm2d: count_norm},
-    )
-    for hook in hooks:
-        hook.remove()
-    assert torch._dynamo is not None
-    return macs + sum(unseen), parameters
-
-
-@pytest.fixture
-def _ready_for_ptflops(monkeypatch: pytest.MonkeyPatch):
-    """Leave no trace of ptflops: it puts back what it replaced, but inherited methods as Tensor's own."""
-    # no tool counts the published WKV; of ours ptflops would count some multiplications inside
-    monkeypatch.setattr(mixing, "bi_wkv", lambda w, u, k, v: v)
-    kept = {place: dict(vars(place)) for place in (F, torch, torch.Tensor)}
-    yield
-    for place, before in kept.items():
-        for name in [name for name in vars(place) if not name.startswith("__")]:
-            if name not in before:
-                delattr(place, name)
-            elif vars(place)[name] is not before[name]:
-                setattr(place, name, before[name])
-
-
-@pytest.mark.parametrize("variant", PAPERS)
-def test_the_published_order_of_steps_is_the_same_function(variant: str) -> None:
-    model = network(variant, num_classes=3)
+@pytest.mark.parametrize("study", [None, "skips_2_retained"])
+def test_the_published_order_of_steps_is_the_same_function(study: str | None) -> None:
+    model = network("tiny", num_classes=3) if study is None else build_study(study).eval()
     x = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         expected = model(x)
-        torch.testing.assert_close(
-            AsPublished(model)(x), expected, rtol=1e-4, atol=1e-5 * float(expected.std())
-        )
+        with published_order():
+            found = model(x)
+    assert not torch.equal(found, expected)  # other steps, other rounding
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("_ready_for_ptflops")
 @pytest.mark.parametrize("variant", PAPERS)
 def test_the_papers_figures_by_the_papers_tool(variant: str) -> None:
     encoder_size, encoder_macs, size, macs, macs_9 = PAPERS[variant]
     model = network(variant)
-    found = by_ptflops(model.encoder, 224)
+    found = published_cost(model.encoder, (224, 224))
     assert (f"{found[1] / 1e6:.2f}", f"{found[0] / 1e9:.2f}") == (encoder_size, encoder_macs)
-    found = by_ptflops(AsPublished(model), 256)
+    found = published_cost(model, (256, 256))
     assert (f"{found[1] / 1e6:.2f}", f"{found[0] / 1e9:.2f}") == (size, macs)
     if macs_9 is not None:
-        assert f"{by_ptflops(AsPublished(network(variant, 9)), 224)[0] / 1e9:.2f}" == macs_9
+        assert f"{published_cost(network(variant, 9), (224, 224))[0] / 1e9:.2f}" == macs_9
+
+
+def test_the_papers_tool_leaves_no_trace() -> None:
+    before = {place: dict(vars(place)) for place in (F, torch, Tensor)}
+    published_cost(build_study("plain_3"), (32, 32))
+    assert all(dict(vars(place)) == names for place, names in before.items())
 
 
 @pytest.mark.parametrize("variant", PAPERS)
@@ -250,6 +205,6 @@ class TestCommand:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_can_be_counted(name: str) -> None:
-    cost = measure(name, 64)
+    cost = measure(name, 64, **smaller(name))
     assert 0 < cost.macs_run <= cost.macs
     assert cost.activation_bytes > 0

@@ -1,6 +1,5 @@
 """The studies of the papers: block forms against their words, skips, other encoders, refusals."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +8,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from model_folders import assert_a_folder_restores
 from study_cases import SMALL, build_study, images
 from torch import Tensor, nn
 
-from rwkvseg.data.transforms import Preprocessing
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
-from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
 from rwkvseg.models import RWKVUNet, RWKVUNetConfig, create_model, registry
 from rwkvseg.models.blocks import LayerNorm2d
 from rwkvseg.models.encoders import encoder_widths
@@ -144,9 +142,13 @@ def test_the_finest_skips_are_kept(study: str, reaching: int) -> None:
     maps = [f.detach().requires_grad_() for f in model.encoder(images(1, 3, 32, 48).double())]
     decoded = model.decoder(maps[3], maps[:reaching])
     assert decoded.shape == (1, 5, 16, 24)
+    assert reach_the_logits(model, maps) == [level < reaching for level in range(3)] + [True]
+
+
+def reach_the_logits(model: RWKVUNet, maps: list[Tensor]) -> list[bool]:
     model.encoder = _Fixed(maps)
     gradients = torch.autograd.grad(model(images(1, 3, 32, 48)).sum(), maps, allow_unused=True)
-    assert [g is not None for g in gradients] == [level < reaching for level in range(3)] + [True]
+    return [gradient is not None for gradient in gradients]
 
 
 class _Fixed(nn.Module):
@@ -165,9 +167,7 @@ def test_what_the_ccm_sees(study: str, reaching: int) -> None:
     model = build_study(study).double().eval()
     assert isinstance(model, RWKVUNet)
     maps = [f.detach().requires_grad_() for f in model.encoder(images(1, 3, 32, 48).double())]
-    model.encoder = _Fixed(maps)
-    gradients = torch.autograd.grad(model(images(1, 3, 32, 48)).sum(), maps, allow_unused=True)
-    assert [g is not None for g in gradients] == [level < reaching for level in range(3)] + [True]
+    assert reach_the_logits(model, maps) == [level < reaching for level in range(3)] + [True]
     assert model.ccm is not None
     assert len(model.ccm.project_out) == model.config.skips
 
@@ -256,18 +256,9 @@ def test_a_registered_encoder_is_saved_and_loaded(monkeypatch: pytest.MonkeyPatc
         return RWKVUNet(registry.override_config(TINY, overrides), encoder=FourMaps())
 
     model = create_model("four_maps", num_classes=2, skips=1).eval()
-    architecture = Architecture(name="four_maps", in_channels=3, num_classes=2, overrides={"skips": 1})
-    description = ModelDescription(
-        rwkvseg_version="0",
-        architecture=architecture,
-        labels={"background": 0, "organ": 1},
-        preprocessing=Preprocessing(),
+    assert_a_folder_restores(
+        model, images(1, 3, 37, 53), tmp_path / "model", name="four_maps", overrides={"skips": 1}
     )
-    save_model(tmp_path / "model", model, description)
-    loaded, _ = load_model(tmp_path / "model")
-    x = images(1, 3, 37, 53)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), model(x))
 
 
 @pytest.mark.parametrize("strides", [(4, 8, 16, 32), (2, 4, 8), (16, 8, 4, 2)])
@@ -276,15 +267,11 @@ def test_an_encoder_with_other_maps_is_refused_with_its_shapes(strides: tuple[in
         encoder_widths(FourMaps(strides), 3)
 
 
-def test_without_timm_its_extra_is_named() -> None:
-    program = (
-        "import sys; sys.modules['timm'] = None; from rwkvseg import create_model\n"
-        "try: create_model('rwkv_unet_tiny', encoder='timm/resnet50')\n"
-        "except ImportError as e: print(type(e).__name__, e)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(MissingExtraError.__name__)
-    assert "rwkvseg[timm]" in done.stdout
+def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"rwkvseg\[timm\]") as caught:
+        create_model("rwkv_unet_tiny", encoder="timm/resnet50")
+    assert isinstance(caught.value, ImportError)
 
 
 class StandIn(nn.Module):

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from study_cases import SMALL, STUDIES, build_study, images
+from model_folders import assert_a_folder_restores
+from study_cases import FEW_BLOCKS, SMALL, STUDIES, build_study, images
 from torch.export import Dim
 
 from onnx_files import check_onnx, open_onnx, write_onnx
-from rwkvseg.data.transforms import Preprocessing
-from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -50,19 +49,10 @@ class TestStudyContract:
 
     def test_a_model_file_restores_it(self, study: str, tmp_path: Path) -> None:
         model = build_study(study, seed=5).eval()
-        description = ModelDescription(
-            rwkvseg_version="0",
-            architecture=Architecture(
-                name="rwkv_unet_tiny", in_channels=3, num_classes=2, overrides={**SMALL, **STUDIES[study]}
-            ),
-            labels={"background": 0, "organ": 1},
-            preprocessing=Preprocessing(),
+        overrides = {**SMALL, **STUDIES[study]}
+        assert_a_folder_restores(
+            model, images(1, 3, 37, 53), tmp_path / "model", name="rwkv_unet_tiny", overrides=overrides
         )
-        save_model(tmp_path / "model", model, description)
-        loaded, _ = load_model(tmp_path / "model")
-        x = images(1, 3, 37, 53)
-        with torch.no_grad():
-            assert torch.equal(loaded(x), model(x))
 
     def test_it_is_another_network_than_the_published_one(self, study: str) -> None:
         torch.manual_seed(0)
@@ -90,13 +80,14 @@ def _default() -> torch.nn.Module:
     return create_model("rwkv_unet_tiny", num_classes=2, **SMALL)
 
 
-COMPILED = ["bi_mamba", "paper_all", "everything"]
+# the published mixer is compiled in test_recompute.py
+COMPILED: list[tuple[str, dict[str, bool]]] = [("bi_mamba", {}), ("everything", {"local_conv": False})]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", COMPILED)
-def test_compiled_it_gives_the_same_logits_and_gradients(study: str) -> None:
-    model = build_study(study).eval().double()
+@pytest.mark.parametrize(("study", "changes"), COMPILED, ids=[study for study, _ in COMPILED])
+def test_compiled_it_gives_the_same_logits_and_gradients(study: str, changes: dict[str, bool]) -> None:
+    model = build_study(study, depths=FEW_BLOCKS, **changes).eval().double()
     x, upstream = images(2, 3, 64, 80).double(), images(2, 2, 64, 80, seed=2).double()
     torch.compiler.reset()
     try:
@@ -112,7 +103,8 @@ def test_compiled_it_gives_the_same_logits_and_gradients(study: str) -> None:
 
 @pytest.mark.slow  # every mixer has a file of its own in test_mixers.py
 def test_an_onnx_file_for_all_sizes_gives_the_logits_of_torch(tmp_path: Path) -> None:
-    model, path = build_study("everything").eval(), tmp_path / "study.onnx"
+    # one mixer: each takes long
+    model, path = build_study("everything", depths=(1, 2, 1, 1)).eval(), tmp_path / "study.onnx"
     sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     write_onnx(model, (images(2, 3, 64, 80),), sizes, path)
     check_onnx(path)

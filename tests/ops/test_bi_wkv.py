@@ -12,7 +12,7 @@ from wkv_cases import FORMS, Inputs, Operator, Results, errors, inputs, run
 from rwkvseg.ops import available_backends, bi_wkv, naive_bi_wkv
 from rwkvseg.ops.wkv import scan
 
-SHAPES = [(1, 1, 1), (3, 1, 5), (1, 2, 3), (2, 3, 5), (2, 63, 5), (1, 196, 33), (3, 31, 16)]
+SHAPES = [(1, 1, 1), (3, 1, 5), (1, 2, 3), (2, 3, 5), (2, 63, 5), (1, 196, 17), (2, 31, 16)]
 DECAYS = (-300.0, -30.0, -8.0, 0.0, 3.0, 30.0, 300.0, 5000.0)
 KEYS = ("constant", "one-hot", "1", "10", "50")
 scan_bi_wkv: Operator = partial(bi_wkv, backend="scan")
@@ -33,7 +33,7 @@ def test_every_backend_agrees_with_the_definition(shape: tuple[int, int, int], b
     assert max(found.values()) < 1e-12, found
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 9, 33, 63, 196])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 33, 196])
 def test_float32_is_accurate_in_every_form(num_tokens: int, form: str) -> None:
     for decay in DECAYS:
         for keys in KEYS:
@@ -57,7 +57,7 @@ def test_gradients_survive_cancellation(bonus: float, offset: float) -> None:
         assert max(found.values()) < 1e-5, (keys, found)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9, 14])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 14])
 def test_gradcheck(num_tokens: int, form: str) -> None:
     if "float32" in form:
         pytest.skip("gradcheck needs float64")
@@ -107,8 +107,10 @@ def test_products_hold_for_long_sequences(num_tokens: int, monkeypatch: pytest.M
         assert max(found.values()) < 1e-5, (decay, found)
 
 
-@pytest.mark.parametrize("num_tokens", [15, 16, 17, 31, 33, 1025])
-@pytest.mark.parametrize("bonus", [-20.0, 0.0, 20.0])
+@pytest.mark.parametrize(
+    ("num_tokens", "bonus"),
+    [(15, -20.0), (16, 0.0), (17, 20.0), (31, 0.0), *((t, b) for t in (33, 1025) for b in (-20.0, 20.0))],
+)
 def test_products_hold_at_the_limit_of_the_guard(
     num_tokens: int, bonus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

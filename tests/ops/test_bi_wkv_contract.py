@@ -1,7 +1,5 @@
 """How bi_wkv behaves as an operator of torch: checks, compilation, autocast, refusals."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +15,12 @@ from rwkvseg.ops.wkv import fixed_reference, matmul, running_max, scan
 SHAPE = (2, 13, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "both"),
+    [(torch.float64, True), (torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)],
+)
 def test_opcheck(dtype: torch.dtype, both: bool) -> None:
-    w, u, k, v, g = inputs(SHAPE).to(dtype, both=both or dtype.itemsize > 2)
+    w, u, k, v, g = inputs(SHAPE).to(dtype, both=both)
     torch.library.opcheck(scan.scan_bi_wkv_backward, (w, u, k, v, g))
     leaves = tuple(x.requires_grad_() for x in (w, u, k, v))
     torch.library.opcheck(scan.scan_bi_wkv, leaves)
@@ -76,8 +76,9 @@ def test_settings_come_back_after_an_error(fast_matmul: tuple[str, str]) -> None
     assert _matmul_settings() == fast_matmul
 
 
-@pytest.mark.parametrize("form", ["guard", "products, float32"])
-@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize(
+    ("backend", "form"), [*((name, "guard") for name in available_backends()), ("scan", "products, float32")]
+)
 def test_autocast_changes_no_bit(backend: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_choose_form", FORMS[form])
 
@@ -177,15 +178,6 @@ def test_an_impossible_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         bi_wkv(*inputs(SHAPE)[:4], backend="triton")
     with pytest.raises(BackendError, match="'naive', 'scan', 'triton'"):
         bi_wkv(*inputs(SHAPE)[:4], backend="fast")
-
-
-def test_importing_loads_torch_only() -> None:
-    code = (
-        "import sys, rwkvseg.ops\n"
-        "heavy = {'triton', 'lightning', 'monai', 'matplotlib', 'pydantic', 'scipy'} & sys.modules.keys()\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu

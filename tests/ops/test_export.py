@@ -36,7 +36,7 @@ def test_it_is_the_definition_with_all_gradients(num_tokens: int) -> None:
     assert max(found.values()) < 1e-12, found
 
 
-@pytest.mark.parametrize("num_tokens", LENGTHS)
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 9, 65, 513])
 def test_float32_is_accurate(num_tokens: int) -> None:
     for decay in DECAYS:
         for keys in KEYS:
@@ -136,9 +136,9 @@ class Module(nn.Module):
 SYMBOLIC = ({}, {}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC})
 
 
-@pytest.mark.parametrize("num_tokens", [5, 100])
-def test_one_exported_program_is_for_all_sizes(num_tokens: int) -> None:
-    program = torch.export.export(Module(), inputs((2, num_tokens, 5))[:4], dynamic_shapes=SYMBOLIC)
+def test_one_exported_program_is_for_all_sizes() -> None:
+    # exported with less than one chunk; the ONNX file below with several
+    program = torch.export.export(Module(), inputs((2, 5, 5))[:4], dynamic_shapes=SYMBOLIC)
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [name for name in called if "rwkvseg" in name]
     again = program.module()

@@ -136,8 +136,7 @@ def stop_in_epoch(monkeypatch, number, *, before_saving):
         monkeypatch.setattr(History, "on_train_epoch_start", failing_later)
 
 
-@pytest.mark.parametrize("before_saving", [True, False])
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("number", "before_saving"), [(0, True), (1, True), (1, False)])
 def test_a_stopped_run_goes_on_bit_for_bit(
     rwkvseg, tree, tmp_path, undisturbed, monkeypatch, number, before_saving
 ):

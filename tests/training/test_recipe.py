@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkvseg.data.transforms import Augmentation, Preprocessing
@@ -201,6 +201,7 @@ names = st.text("abcXYZ09._-", min_size=1, max_size=8)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 
 
+@settings(max_examples=30)
 @given(
     name=names,
     description=texts,

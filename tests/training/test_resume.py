@@ -148,14 +148,9 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path, phantom):
     assert all(torch.equal(value, kept["state_dict"][f"network.{name}"]) for name, value in exported.items())
 
 
-def start_and_signal(recipe, out, sent):
-    """Start a training as users do, signal it once its first checkpoint is there: exit code, stderr."""
-    # a shell starts background jobs with SIGINT ignored, and what it starts inherits that: CI may be one
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from rwkvseg.cli import main; main()"
-    )
-    command = [sys.executable, "-c", program, "train", str(recipe), "-o", str(out), "--device", "cpu"]
+def start_and_kill(recipe, out):
+    """Start a training as users do, kill it once its first checkpoint is there: exit code, stderr."""
+    command = [sys.executable, "-m", "rwkvseg.cli", "train", str(recipe), "-o", str(out), "--device", "cpu"]
     environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -164,7 +159,7 @@ def start_and_signal(recipe, out, sent):
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(sent)
+    process.kill()
     _, error = process.communicate(timeout=60)
     assert not (out / "summary.json").exists()
     return process.returncode, error
@@ -176,7 +171,7 @@ def test_a_killed_process_goes_on_by_the_same_command_and_resume(
 ):
     recipe, out = tmp_path / "small.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(small_recipe(phantom, epochs=4)))
-    assert start_and_signal(recipe, out, signal.SIGKILL) == (-signal.SIGKILL, "")
+    assert start_and_kill(recipe, out) == (-signal.SIGKILL, "")
     command = ["rwkvseg", "train", str(recipe), "-o", str(out), "--device", "cpu", "--resume"]
     monkeypatch.setattr(sys, "argv", command)
     cli.main()
@@ -186,13 +181,29 @@ def test_a_killed_process_goes_on_by_the_same_command_and_resume(
     assert table(out) == table(undisturbed)
 
 
-@pytest.mark.slow
-def test_control_c_says_how_to_go_on(tmp_path, phantom):
-    recipe = tmp_path / "small.yaml"
+@pytest.fixture
+def heeds_control_c():
+    """A shell starts background jobs with SIGINT ignored, CI may be one; lightning ignores it afterwards."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_control_c")
+def test_control_c_says_how_to_go_on(rwkvseg, tmp_path, phantom, monkeypatch):
+    recipe, out = tmp_path / "small.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(small_recipe(phantom, epochs=50)))
-    code, error = start_and_signal(recipe, tmp_path / "run", signal.SIGINT)
+
+    def press(self, trainer, module):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(History, "on_train_epoch_start", press)
+    code, _, error = rwkvseg("train", recipe, "-o", out, "--device", "cpu")
     assert code == 130
     assert error == "error: stopped. A training goes on with the same command and --resume.\n"
+    assert (out / "checkpoints" / "last.ckpt").exists()
+    assert not (out / "summary.json").exists()
 
 
 def nothing_is_left(module, batch, index):
