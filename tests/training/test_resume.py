@@ -148,9 +148,29 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path, phantom):
     assert all(torch.equal(value, kept["state_dict"][f"network.{name}"]) for name, value in exported.items())
 
 
+WAITING_IN_THE_THIRD_EPOCH = """
+import time
+from rwkvseg import cli
+from rwkvseg.training.module import RecipeModule
+
+start = RecipeModule.on_train_epoch_start
+
+def wait(module):
+    start(module)
+    time.sleep(600 if module.current_epoch == 2 else 0)
+
+RecipeModule.on_train_epoch_start = wait
+cli.main()
+"""
+
+
 def start_and_kill(recipe, out):
-    """Start a training as users do, kill it once its first checkpoint is there: exit code, stderr."""
-    command = [sys.executable, "-m", "rwkvseg.cli", "train", str(recipe), "-o", str(out), "--device", "cpu"]
+    """Start a training in a process, kill it once its first checkpoint is there: exit code, stderr.
+
+    It cannot end before, however late that is seen.
+    """
+    program = [sys.executable, "-c", WAITING_IN_THE_THIRD_EPOCH]
+    command = [*program, "train", str(recipe), "-o", str(out), "--device", "cpu"]
     environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
