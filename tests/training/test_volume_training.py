@@ -1,6 +1,8 @@
 """Training on volumes through the command line: train, predict, evaluate; stopped and resumed; rivals."""
 
 import json
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,7 +15,7 @@ from rwkvseg.data.io import write_label_map
 from rwkvseg.data.nifti import write_nifti
 from rwkvseg.data.phantom import PHANTOM_LABELS, make_phantom_3d
 from rwkvseg.data.splits import Split
-from rwkvseg.errors import RecipeError
+from rwkvseg.errors import DataError, RecipeError
 from rwkvseg.evaluation import report
 from rwkvseg.models import create_model
 from rwkvseg.training import history
@@ -120,6 +122,47 @@ def test_a_network_of_other_dimensions_is_refused(phantom_3d, tmp_path, model, d
     with pytest.raises(RecipeError, match=message):
         train(recipe, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def spoil(path, how):
+    image = nibabel.load(path)
+    values = np.asarray(image.dataobj, np.float32)
+    if how == "nan":
+        values[3, 4, 5] = np.nan
+    elif how == "4d":
+        values = np.stack([values, values], -1)
+    write_nifti(path, values, image.affine)
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nan", "NaN or infinity in 1 of 3060 voxels"),
+        ("4d", "more than one volume"),
+        ("truncated", "truncated, damaged"),
+    ],
+)
+def test_a_bad_volume_is_named_before_anything_is_written(phantom_3d, tmp_path, how, message):
+    data = Path(shutil.copytree(phantom_3d, tmp_path / "data"))
+    bad = data / "imagesTr" / "phantom-0004_0000.nii.gz"
+    spoil(bad, how)
+    with pytest.raises(DataError, match=message) as caught:
+        train(Recipe.from_mapping(small_volume_recipe(data)), tmp_path / "run", device="cpu")
+    assert bad.name in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_channels_that_the_network_does_not_take(phantom_3d, tmp_path):
+    data = Path(shutil.copytree(phantom_3d, tmp_path / "data"))
+    for path in sorted((data / "imagesTr").iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
+    description = json.loads((data / "dataset.json").read_text())
+    description["channel_names"] = {"0": "phantom", "1": "again"}
+    (data / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"case phantom-\d+ has 2 channels, the network takes 1"):
+        train(Recipe.from_mapping(small_volume_recipe(data)), tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize(
