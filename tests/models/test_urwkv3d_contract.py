@@ -14,6 +14,7 @@ from volumes import OPTIONS, SMALL, small_network, volumes
 from onnx_files import check_onnx, open_onnx, write_onnx
 from rwkvseg.errors import ModelFileError, ShapeError, UsageError
 from rwkvseg.models import create_model, list_models
+from rwkvseg.models.blocks3d import InstanceNorm3d
 from rwkvseg.models.counting import measure
 
 NAMES = [name for name in list_models() if name.startswith("urwkv3d")]
@@ -120,7 +121,7 @@ def test_every_voxel_sees_every_other() -> None:
     for mixer in ("wkv", "none"):
         network = small_network(mixer=mixer, depths=(0, 0, 1, 0), kernels=((1, 1, 1),) * 5, shift=0).double()
         for module in network.modules():
-            if isinstance(module, torch.nn.InstanceNorm3d):  # its means see everything, too
+            if isinstance(module, InstanceNorm3d):  # its means see everything, too
                 module.forward = partial(_scale_only, module)  # type: ignore[method-assign]
         x = volumes(1, 1, *size).double().requires_grad_()
         network.eval()(x)[0, :, 0, 0, 0].sum().backward()
@@ -129,7 +130,7 @@ def test_every_voxel_sees_every_other() -> None:
     assert seen["none"] == 0 < seen["wkv"]
 
 
-def _scale_only(norm: torch.nn.InstanceNorm3d, x: Tensor) -> Tensor:
+def _scale_only(norm: InstanceNorm3d, x: Tensor) -> Tensor:
     return x * norm.weight.view(-1, 1, 1, 1) + norm.bias.view(-1, 1, 1, 1)
 
 
