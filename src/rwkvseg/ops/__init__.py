@@ -3,6 +3,7 @@
 from rwkvseg.ops.fused import (
     depthwise_conv3d,
     gated_layer_norm,
+    instance_norm,
     residual_layer_norm,
     shift_and_mix,
     spatial_shift_and_mix,
@@ -15,6 +16,7 @@ __all__ = [
     "bi_wkv",
     "depthwise_conv3d",
     "gated_layer_norm",
+    "instance_norm",
     "naive_bi_wkv",
     "q_shift",
     "residual_layer_norm",
