@@ -21,7 +21,7 @@ def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
 
     Args:
         plan: of the volume.
-        window_bytes: of one window's call of the network, see `live_bytes`.
+        window_bytes: of one window's call of the network, see `live_bytes`; 0 where it runs on a GPU.
     """
     channels, item = len(plan.case.image), plan.case.image.dtype.itemsize
     own, network = math.prod(plan.grid.shape), math.prod(plan.grid.network_shape)
@@ -74,8 +74,7 @@ def _windows(plan: VolumePlan, window_bytes: int) -> int:
     slab = plan.slab_bytes if plan.sums_device.type == "cpu" else 0
     channels = plan.preprocessing.channels + (4 if plan.options.mirror else 2) * plan.num_classes
     window = 4 * channels * math.prod(plan.patch)
-    network = WORKSPACE * window_bytes if plan.device.type == "cpu" else 0
-    return slab + int(plan.batch_size * (window + network))
+    return slab + int(plan.batch_size * (window + WORKSPACE * window_bytes))
 
 
 def _refusal(plan: VolumePlan, needed: dict[str, int], limit: int) -> str:
