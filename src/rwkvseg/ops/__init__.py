@@ -1,6 +1,11 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
-from rwkvseg.ops.fused import gated_layer_norm, residual_layer_norm, shift_and_mix
+from rwkvseg.ops.fused import (
+    gated_layer_norm,
+    residual_layer_norm,
+    shift_and_mix,
+    spatial_shift_and_mix,
+)
 from rwkvseg.ops.shift import q_shift, spatial_shift
 from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
@@ -13,4 +18,5 @@ __all__ = [
     "residual_layer_norm",
     "shift_and_mix",
     "spatial_shift",
+    "spatial_shift_and_mix",
 ]
