@@ -2,6 +2,7 @@
 
 from rwkvseg.ops.fused import (
     gated_layer_norm,
+    instance_norm,
     residual_layer_norm,
     shift_and_mix,
     spatial_shift_and_mix,
@@ -13,6 +14,7 @@ __all__ = [
     "available_backends",
     "bi_wkv",
     "gated_layer_norm",
+    "instance_norm",
     "naive_bi_wkv",
     "q_shift",
     "residual_layer_norm",

@@ -87,6 +87,26 @@ def triton_residual_layer_norm_backward(
     return triton_norm.backward_residual(y, weight, scale, g, eps)
 
 
+@torch.library.custom_op("rwkvseg::instance_norm", mutates_args=())
+def triton_instance_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """See `rwkvseg.ops.instance_norm`; also what the backward pass needs, (B, C, 2) in float32."""
+    from rwkvseg.ops.fused import triton_instance_norm as kernels
+
+    return kernels.forward(x, weight, bias, eps, gelu)
+
+
+@torch.library.custom_op("rwkvseg::instance_norm_backward", mutates_args=())
+def triton_instance_norm_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, g: Tensor, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of weight and bias as one (C, 2) in float32."""
+    from rwkvseg.ops.fused import triton_instance_norm as kernels
+
+    return kernels.backward(x, weight, bias, stats, g, gelu)
+
+
 def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -131,6 +151,16 @@ def _(y: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, scale: Tensor |
 @triton_residual_layer_norm_backward.register_fake
 def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
+
+
+@triton_instance_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32)
+
+
+@triton_instance_norm_backward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, g: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    return _like(x), stats.new_empty((x.shape[1], 2))
 
 
 def _save_shift(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -179,11 +209,26 @@ def _residual_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return gy, g, gw, gb, None, None
 
 
+def _save_instance_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, _, ctx.gelu = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, bias, output[1])
+
+
+def _instance_norm_gradients(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, stats = ctx.saved_tensors
+    gx, of_parameters = triton_instance_norm_backward(x, weight, bias, stats, g, ctx.gelu)
+    gw, gb = of_parameters.to(weight.dtype).unbind(1)
+    return gx, gw, gb, None, None
+
+
+triton_instance_norm.register_autograd(_instance_norm_gradients, setup_context=_save_instance_norm)
 triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shift)
 triton_spatial_shift_and_mix.register_autograd(_spatial_shift_gradients, setup_context=_save_spatial_shift)
 triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
 triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
 for _forward, _backward, _name in (
+    (triton_instance_norm, triton_instance_norm_backward, "instance_norm"),
     (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
     (triton_spatial_shift_and_mix, triton_spatial_shift_and_mix_backward, "spatial_shift_and_mix"),
     (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
