@@ -152,8 +152,11 @@ class Predictor:
 
     @cached_property
     def _bytes_of_a_window(self) -> int:
+        """Of main memory; on a GPU it takes none."""
         settings = self.description.preprocessing
         assert settings.patch is not None
+        if self.device.type != "cpu":
+            return 0
         return live_bytes(self.network, (1, settings.channels, *settings.patch))
 
     def _window_logits(self, windows: Tensor) -> Tensor:

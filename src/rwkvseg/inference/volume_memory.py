@@ -21,7 +21,7 @@ def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
 
     Args:
         plan: of the volume.
-        window_bytes: of one window's call of the network, see `live_bytes`.
+        window_bytes: of one window's call of the network, see `live_bytes`; 0 where it runs on a GPU.
     """
     channels, item = len(plan.case.image), plan.case.image.dtype.itemsize
     own, network = math.prod(plan.grid.shape), math.prod(plan.grid.network_shape)
@@ -54,19 +54,15 @@ def fit_memory(plan: VolumePlan, window_bytes: int) -> VolumePlan:
 def _preprocessing(plan: VolumePlan) -> int:
     """What `to_network_grid` has beside the case and its result."""
     cropped, network = plan.grid.cropped_shape, plan.grid.network_shape
-    voxel = 4 * len(plan.case.image)
-    copy = voxel * math.prod(cropped)
-    percentiles = copy if plan.preprocessing.normalisation == "percentile" else 0
-    if cropped == network:
-        return percentiles
-    axis = plan.through_plane
-    if axis is None:  # first rows and columns of the slices along axis 0, then these
-        halfway = cropped[0] * network[1] * network[2]
-    else:
-        halfway = network[axis] * math.prod(cropped) // cropped[axis]
-    largest = max(halfway, math.prod(network))
-    resampling = voxel * largest + 16 * min(SLAB_VOXELS, max(largest, math.prod(cropped)))
-    return copy + max(percentiles, resampling)
+    channels = len(plan.case.image)
+    is_percentile = plan.preprocessing.normalisation == "percentile"
+    percentiles = 4 * math.prod(cropped) if is_percentile else 0  # of a copy of a channel
+    between = 4 * channels * cropped[0] * network[1] * network[2]
+    if plan.through_plane is not None or cropped[0] == network[0]:
+        between = 0  # slices are taken as they are
+    repeated = 4 * channels * math.prod(network) if channels < plan.preprocessing.channels else 0
+    slabs = 16 * min(SLAB_VOXELS, channels * max(math.prod(cropped), math.prod(network)))
+    return max(percentiles, between + slabs, repeated)
 
 
 def _windows(plan: VolumePlan, window_bytes: int) -> int:
@@ -74,8 +70,7 @@ def _windows(plan: VolumePlan, window_bytes: int) -> int:
     slab = plan.slab_bytes if plan.sums_device.type == "cpu" else 0
     channels = plan.preprocessing.channels + (4 if plan.options.mirror else 2) * plan.num_classes
     window = 4 * channels * math.prod(plan.patch)
-    network = WORKSPACE * window_bytes if plan.device.type == "cpu" else 0
-    return slab + int(plan.batch_size * (window + network))
+    return slab + int(plan.batch_size * (window + WORKSPACE * window_bytes))
 
 
 def _refusal(plan: VolumePlan, needed: dict[str, int], limit: int) -> str:
