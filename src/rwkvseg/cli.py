@@ -23,12 +23,16 @@ from rwkvseg.cli_options import (
     DataOption,
     Device,
     DeviceOption,
+    MemoryOption,
+    MirrorOption,
+    OverlapOption,
     ResumeOption,
     RunOption,
     changes_of,
+    volume_options,
 )
 from rwkvseg.errors import RWKVSegError
-from rwkvseg.progress import progress_bar
+from rwkvseg.progress import CaseProgress, progress_bar
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.summary import Summary
@@ -151,6 +155,9 @@ def predict(
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures of the result.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a machine-readable report (JSON).")] = None,
+    overlap: OverlapOption = 0.5,
+    mirror: MirrorOption = False,
+    max_memory: MemoryOption = None,
 ) -> None:
     """Predict label maps on the inputs' own grids: PNG for pictures, NIfTI for volumes.
 
@@ -160,15 +167,19 @@ def predict(
         rwkvseg predict -m runs/acdc/model -i ACDC/imagesTs -o predictions --device cpu --report run.json
 
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
+
+        rwkvseg predict -m runs/hippocampus -i scan.nii.gz -o predictions --mirror --max-memory 8G
     """
     from rwkvseg.data.layouts import find_inputs
     from rwkvseg.inference.predict import find_part, predict_files, write_report_json
     from rwkvseg.inference.predictor import Predictor
 
-    predictor = Predictor.from_file(model, device=device.value)
+    options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
+    predictor = Predictor.from_file(model, device=device.value, options=options)
     cases = list(find_inputs(inputs)) if part is None else find_part(inputs, model, part)
     console = Console()
     with progress_bar(console, "predicting", len(cases)) as advance:
+        bar = CaseProgress(advance, len(cases))
         done = predict_files(
             predictor,
             cases,
@@ -176,7 +187,8 @@ def predict(
             protocol=protocol.value,
             overlay=overlay,
             source=str(inputs),
-            on_case=lambda _: advance(),
+            on_case=bar.on_case,
+            on_windows=bar.on_windows,
         )
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
@@ -369,6 +381,10 @@ def _explain_unexpected(error: Exception) -> str:
         return (
             "the device ran out of memory. "
             "Lower training.batch_size or preprocessing.size, or use --device cpu."
+        )
+    if isinstance(error, MemoryError):
+        return (
+            "this machine's memory ran out. End other programs, or give smaller images or a larger machine."
         )
     first = (str(error).splitlines() or [""])[0]
     return (

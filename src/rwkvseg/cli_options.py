@@ -4,9 +4,12 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rwkvseg.inference.volume_plan import VolumeOptions
 
 
 class Device(StrEnum):
@@ -24,6 +27,15 @@ ChangesOption = Annotated[
     list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")]
+OverlapOption = Annotated[
+    float, typer.Option(help="Of windows over a volume, as a share of the patch; 0 to below 1.")
+]
+MirrorOption = Annotated[
+    bool, typer.Option("--mirror/--no-mirror", help="Mean over all mirrorings of a volume: 8 times the work.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="Refuse volumes that would take more, such as 8G [default: all there is].")
+]
 
 
 def changes_of(changes: Sequence[str] | None, data: Path | None) -> list[str]:
@@ -32,3 +44,19 @@ def changes_of(changes: Sequence[str] | None, data: Path | None) -> list[str]:
         *(changes or []),
         *([] if data is None else [f"data.path={json.dumps(str(data), ensure_ascii=False)}"]),
     ]
+
+
+def volume_options(overlap: float, *, mirror: bool, max_memory: str | None) -> "VolumeOptions":
+    """Options of the prediction of whole volumes.
+
+    Raises:
+        UsageError: values that cannot be meant.
+    """
+    from rwkvseg.inference.volume_plan import VolumeOptions
+    from rwkvseg.memory import parse_size
+
+    return VolumeOptions(
+        overlap=overlap,
+        mirror=(0, 1, 2) if mirror else (),
+        max_memory=None if max_memory is None else parse_size(max_memory),
+    )

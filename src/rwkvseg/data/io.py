@@ -41,6 +41,24 @@ def case_id(path: Path) -> str:
     return path.name[: -len(suffix)] if suffix else path.stem
 
 
+def is_volume(path: Path) -> bool:
+    """Whether the file is a volume by its name, else it is a picture.
+
+    Raises:
+        DataError: no such file, or of no known format.
+    """
+    suffix = case_suffix(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, not an image. Give one of its files.")
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Check the path.")
+    if suffix is None:
+        raise DataError(
+            f"{path} is of no known format. Use one of {' '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)}."
+        )
+    return suffix in VOLUME_SUFFIXES
+
+
 def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     """Read image (C, *spatial), spacing in mm and affine.
 
@@ -52,7 +70,7 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affi
         DataError: no such file, not one picture or volume, or NaN among the voxels.
         UnreadableFileError: truncated, damaged or of another format.
     """
-    if _is_volume(path):
+    if is_volume(path):
         values, affine, spacing = read_nifti(path, dtype=np.float32)
         _refuse_non_finite(values, path)
         return values[np.newaxis], spacing, affine
@@ -68,7 +86,7 @@ def read_label(path: Path) -> tuple[Label, Affine | None]:
         LabelError: NaN, fractions, colours, or a lossy picture that is not black and white.
         DataError, UnreadableFileError: as `read_image`.
     """
-    if _is_volume(path):
+    if is_volume(path):
         values, affine, _ = read_nifti(path)
         return _as_integers(values, path), affine
     return _as_integers(read_picture_label(path), path), None
@@ -98,19 +116,6 @@ def write_label_map(path: Path, prediction: Label, affine: Affine | None = None)
             f"cannot write a label map of shape {prediction.shape} as {path.name}. "
             "Use .png for 2 axes and .nii.gz or .nii for 3."
         )
-
-
-def _is_volume(path: Path) -> bool:
-    suffix = case_suffix(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, not an image. Give one of its files.")
-    if not path.exists():
-        raise DataError(f"{path} does not exist. Check the path.")
-    if suffix is None:
-        raise DataError(
-            f"{path} is of no known format. Use one of {' '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)}."
-        )
-    return suffix in VOLUME_SUFFIXES
 
 
 def _refuse_non_finite(values: NDArray[Any], path: Path) -> None:

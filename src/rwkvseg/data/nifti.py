@@ -4,6 +4,9 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from rwkvseg.errors import DataError, GeometryError, UnreadableFileError
+from rwkvseg.memory import available_memory, show_size
 from rwkvseg.output import write_atomically
 
 DAMAGE = (
@@ -26,14 +30,24 @@ NIFTI2_HEADER_SIZE = 540
 DEFLATE_LIMIT = 1032  # deflate cannot compress further
 
 
-# what overflows in a damaged header or in float32 becomes infinite, which the checks refuse
-@np.errstate(over="ignore", invalid="ignore")
+@dataclass(frozen=True, slots=True)
+class NiftiHeader:
+    """What a file says of its volume before a voxel is read."""
+
+    shape: tuple[int, ...]
+    """(i, j, k)."""
+    dtype: np.dtype[Any]
+    """As stored."""
+    affine: NDArray[np.float64]
+    """To RAS+ mm."""
+    spacing: tuple[float, ...]
+    """Length in mm of the affine's columns, so that both always tell the same story."""
+
+
 def read_nifti(
     path: Path, dtype: type[np.float32] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float64], tuple[float, ...]]:
     """Read values (i, j, k) with the file's scaling applied, affine to RAS+ mm, and spacing in mm.
-
-    The spacing is the length of the affine's columns, so that both always tell the same story.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
@@ -41,40 +55,74 @@ def read_nifti(
 
     Raises:
         UnreadableFileError: truncated (the checksum of a gzip file is verified), damaged or not NIfTI.
-        DataError: more than one volume, colours, complex numbers, or lengths not in mm.
-        GeometryError: an affine that maps no volume.
+        DataError: more than one volume, colours, complex numbers, lengths not in mm, more than memory.
+        GeometryError: an affine that maps no volume, or spacings of 0 mm.
     """
+    with _opened(path) as (stream, nifti, header):
+        # what overflows in float32 becomes infinite, which `read_image` refuses
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asanyarray(nifti.dataobj, dtype=dtype)
+        while stream.read(1 << 20):  # only at its end does gzip compare the checksum
+            pass
+    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(header.shape, order="A")
+    return values, header.affine, header.spacing
+
+
+def read_nifti_header(path: Path) -> NiftiHeader:
+    """Read all but the voxels.
+
+    Raises:
+        DataError: as `read_nifti`, as far as the header tells.
+    """
+    with _opened(path) as (_, _, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any, NiftiHeader]]:
+    """Stream, image whose voxels are not read, and its checked header; damage becomes UnreadableFileError."""
+    open_stream: Any = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        nifti, values = _load(path, dtype)
+        with open_stream(path, "rb") as stream:
+            nifti = _image(stream, path)
+            yield stream, nifti, _header(nifti, path)
     except DAMAGE as error:
         raise UnreadableFileError(
             f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
             "It is truncated, damaged or not NIfTI; fetch or export it again."
         ) from error
+
+
+def _image(stream: Any, path: Path) -> Any:
+    start = stream.read(4)
+    is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
+    kind: Any = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
+    stream.seek(0)
+    _check_spacing(kind.header_class.from_fileobj(stream, check=False), path)
+    stream.seek(0)
+    return kind.from_stream(stream)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what overflows in a damaged header becomes infinite
+def _header(nifti: Any, path: Path) -> NiftiHeader:
+    _check_kind(nifti, path)
+    _check_size(nifti, path)
     affine = np.asarray(nifti.affine, dtype=np.float64)
     spacing = voxel_sizes(affine)
     if not (np.isfinite(affine).all() and np.isfinite(spacing).all()) or _is_flat(affine):
         raise GeometryError(f"{path} has an affine that maps no volume. Mend its sform or qform.")
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    while values.ndim < 3:
-        values = values[..., np.newaxis]
-    return values, affine, tuple(float(mm) for mm in spacing)
+    shape = (*nifti.shape[:3], 1, 1)[:3]
+    return NiftiHeader(shape, nifti.get_data_dtype(), affine, tuple(float(mm) for mm in spacing))
 
 
-def _load(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]]:
-    open_stream: Any = gzip.open if path.name.lower().endswith(".gz") else open
-    with open_stream(path, "rb") as stream:
-        start = stream.read(4)
-        stream.seek(0)
-        is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
-        nifti = (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_stream(stream)
-        _check_kind(nifti, path)
-        _check_size(nifti, path)
-        values = np.asanyarray(nifti.dataobj, dtype=dtype)
-        while stream.read(1 << 20):  # only at its end does gzip compare the checksum
-            pass
-    return nifti, values.astype(values.dtype.newbyteorder("="), copy=False)
+def _check_spacing(header: Any, path: Path) -> None:
+    """Refuse what NiBabel would take for 1 mm."""
+    lengths = header["dim"][1 : 1 + min(3, max(0, int(header["dim"][0])))]
+    zero = [axis for axis, n in enumerate(lengths) if n > 1 and header["pixdim"][1 + axis] == 0]
+    if zero and header["sform_code"] <= 0:
+        raise GeometryError(
+            f"{path} states a spacing of 0 mm along axis {zero[0]}, and no sform. Mend its pixdim."
+        )
 
 
 def _is_flat(affine: NDArray[np.float64]) -> bool:
@@ -98,11 +146,17 @@ def _check_kind(nifti: Any, path: Path) -> None:
 
 
 def _check_size(nifti: Any, path: Path) -> None:
-    """Refuse a damaged header before memory is taken for what it claims."""
-    claimed = math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
-    size = path.stat().st_size
+    """Refuse a damaged header, or a volume beyond memory, before memory is taken for what it claims."""
+    voxels, item = math.prod(nifti.shape), nifti.get_data_dtype().itemsize
+    claimed, size = voxels * item, path.stat().st_size
     if claimed > size * (DEFLATE_LIMIT if path.name.lower().endswith(".gz") else 1):
         raise ValueError(f"its header claims {claimed} bytes of voxels, the file has {size} bytes")
+    needed, available = voxels * (item + 4), available_memory()  # as stored, and as float32
+    if needed > available:
+        raise DataError(
+            f"{path} holds {' x '.join(map(str, nifti.shape))} voxels, which take {show_size(needed)} of "
+            f"memory to read, this machine has {show_size(available)}. Cut it, or use a larger machine."
+        )
 
 
 def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:

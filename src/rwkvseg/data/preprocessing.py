@@ -48,8 +48,8 @@ class Preprocessing(BaseModel):
     """(rows, columns) that every picture or slice is resized to; None keeps its own. Not of volumes."""
     patch: tuple[int, int, int] | None = None
     """Voxels of a volume along each axis that the network sees at once."""
-    spacing: tuple[float, float, float] | None = None
-    """Of volumes: mm along each axis of the network's grid; None keeps the file's."""
+    spacing: tuple[float | None, float | None, float | None] | None = None
+    """Of volumes: mm along each axis of the network's grid; None keeps the file's, of all axes or of one."""
     orientation: Literal["file", "RAS"] = "file"
     """Of volumes: "RAS" turns the axes to the closest canonical ones; the prediction is turned back."""
     crop: Literal["none", "nonzero"] = "none"
@@ -80,7 +80,7 @@ class Preprocessing(BaseModel):
     @field_validator("patch", "spacing")
     @classmethod
     def _lengths_are_positive(cls, lengths: Any) -> Any:
-        if lengths is not None and min(lengths) <= 0:
+        if lengths is not None and any(length is not None and length <= 0 for length in lengths):
             raise ValueError("all three lengths must be positive")
         return lengths
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import Affine, Label, read_image, read_label
+from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label
+from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.errors import GeometryError, LabelError
 
 AFFINE_TOLERANCE = 1e-3  # float32 headers and other tools' rounding stay far below, a wrong grid far above
@@ -34,6 +35,22 @@ def read_case(files: CaseFiles, labels: Mapping[str, int] | None = None, *, with
     image, spacing, affine = _read_channels(files)
     label = _read_label(files, image.shape[1:], affine, labels) if with_label and files.label else None
     return Case(id=files.id, image=image, label=label, spacing=spacing, affine=affine)
+
+
+def read_geometry(files: CaseFiles) -> Case | None:
+    """Case of a volume whose voxels are not read: its image is zeros of the stored type that take no memory.
+
+    Returns:
+        The case, or None of a picture.
+
+    Raises:
+        DataError: as `read_case`, as far as the header of the first channel tells.
+    """
+    if not is_volume(files.images[0]):
+        return None
+    header = read_nifti_header(files.images[0])
+    image = np.broadcast_to(np.zeros((), header.dtype), (len(files.images), *header.shape))
+    return Case(id=files.id, image=image, spacing=header.spacing, affine=header.affine)
 
 
 def label_values(label: Label) -> tuple[int, ...]:

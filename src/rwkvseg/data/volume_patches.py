@@ -67,8 +67,8 @@ def cut_patch(values: NDArray[Any], corner: Sequence[int], patch: Sequence[int])
     """Copy (..., *patch) of values (..., i, j, k) from `corner` on, zeros outside."""
     cut = np.zeros((*values.shape[:-3], *patch), values.dtype)
     sides = list(zip(corner, patch, values.shape[-3:], strict=True))
-    i, j, k = (slice(max(start, 0), min(start + side, n)) for start, side, n in sides)
-    u, v, w = (slice(max(-start, 0), min(side, n - start)) for start, side, n in sides)
+    i, j, k = (slice(max(start, 0), max(start + side, 0)) for start, side, _ in sides)
+    u, v, w = (slice(max(-start, 0), max(min(side, n - start), 0)) for start, side, n in sides)
     cut[..., u, v, w] = values[..., i, j, k]
     return cut
 

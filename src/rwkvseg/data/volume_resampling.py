@@ -18,28 +18,35 @@ ANISOTROPY = 3.0
 SLAB_VOXELS = 2**24
 
 
+def wanted_spacing(spacing: Sequence[float], wanted: Sequence[float | None] | None) -> list[float]:
+    """Spacing of the network's grid: `wanted`, where that is None the file's."""
+    asked = wanted or (None,) * len(spacing)
+    return [old if new is None else new for old, new in zip(spacing, asked, strict=True)]
+
+
 def network_shape(
-    shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]
+    shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float | None] | None
 ) -> tuple[int, int, int]:
     """Voxels along each axis when `spacing` becomes `wanted` mm, rounded, at least 1.
 
-    >>> network_shape((256, 216, 10), (1.5625, 1.5625, 10.0), (1.5, 1.5, 10.0))
+    >>> network_shape((256, 216, 10), (1.5625, 1.5625, 9.9), (1.5, 1.5, None))
     (267, 225, 10)
     """
-    i, j, k = (max(1, round(n * mm / new)) for n, mm, new in zip(shape, spacing, wanted, strict=True))
+    lengths = zip(shape, spacing, wanted_spacing(spacing, wanted), strict=True)
+    i, j, k = (max(1, round(n * mm / new)) for n, mm, new in lengths)
     return i, j, k
 
 
-def through_plane_axis(spacing: Sequence[float], wanted: Sequence[float] | None) -> int | None:
+def through_plane_axis(spacing: Sequence[float], wanted: Sequence[float | None] | None) -> int | None:
     """Axis whose spacing, the file's or the wanted one, is more than 3 times both others'; None if none is.
 
     >>> through_plane_axis((1.5, 1.5, 10.0), (1.0, 1.0, 1.0)), through_plane_axis((1.0, 1.0, 2.5), None)
     (2, None)
     """
-    for lengths in (spacing, wanted or spacing):
+    for lengths in (list(spacing), wanted_spacing(spacing, wanted)):
         longest = max(lengths)
         if longest > ANISOTROPY * sorted(lengths)[1]:
-            return list(lengths).index(longest)
+            return lengths.index(longest)
     return None
 
 

@@ -90,7 +90,8 @@ def to_network_grid(case: Case, preprocessing: Preprocessing) -> tuple[Case, Vol
     label = None if case.label is None else grid.cropped(case.label)
     spacing = None if case.spacing is None else tuple(case.spacing[axis] for axis in grid.axes)
     if grid.network_shape != grid.cropped_shape:
-        axis = None if spacing is None else through_plane_axis(spacing, preprocessing.spacing)
+        assert spacing is not None
+        axis = through_plane_axis(spacing, preprocessing.spacing)
         image = resample_image(image, grid.network_shape, axis, preprocessing.interpolation)
     if label is not None:
         label = resample_label(label, grid.network_shape)

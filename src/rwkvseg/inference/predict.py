@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import read_json
 from rwkvseg.data.io import VOLUME_SUFFIXES, write_label_map
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import draw_prediction, make_picture
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
+from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
 
 RECORD = "prediction.json"
@@ -41,6 +44,7 @@ def predict_files(
     overlay: bool = False,
     source: str = "",
     on_case: Callable[[Predicted], None] = lambda _: None,
+    on_windows: OnWindows = lambda _done, _total: None,
 ) -> list[Predicted]:
     """Write `OUT/<case>.png` for pictures and `OUT/<case>.nii.gz` for volumes, and `OUT/prediction.json`.
 
@@ -54,26 +58,39 @@ def predict_files(
         overlay: also write `OUT/overlays/<case>.png`, the label map over the image.
         source: path of the images as the user gave it, for the record.
         on_case: called after each case, for a progress bar.
+        on_windows: called with (done, total) as the windows of a volume go by, see `Predictor.predict`.
 
     Raises:
-        DataError: a case cannot be read or does not fit the network; cases before it stay written.
+        DataError: a case cannot be read, does not fit the network or would not fit into memory; cases before
+            it stay written.
         OutputError: a result cannot be written.
     """
     done = []
     for files in inputs:
         started = time.perf_counter()
+        geometry = read_geometry(files) if predictor.sees_volumes else None
+        if geometry is not None:
+            predictor.check_memory(geometry)
         case = read_case(files, with_label=False)
-        prediction = predictor.predict(case, protocol=protocol)
+        prediction = predictor.predict(case, protocol=protocol, on_windows=on_windows)
         path = out / prediction_name(files)
         write_label_map(path, prediction, case.affine)
         if overlay:
             _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
-        counts = np.bincount(prediction.ravel(), minlength=len(predictor.labels))
+        counts = _count(prediction, max(predictor.labels.values()) + 1)
         pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
         done.append(Predicted(files.id, path, time.perf_counter() - started, pixels))
         on_case(done[-1])
     write_json(out / RECORD, _record(predictor, protocol, source, done))
     return done
+
+
+def _count(prediction: LabelMap, values: int) -> NDArray[np.int64]:
+    """Number of each value; row by row, since NumPy counts in a copy of eight bytes an element."""
+    counts = np.zeros(max(values, int(prediction.max(initial=0)) + 1), np.int64)
+    for row in prediction:
+        counts += np.bincount(row.ravel(), minlength=len(counts))
+    return counts
 
 
 def prediction_name(files: CaseFiles) -> str:
@@ -83,10 +100,12 @@ def prediction_name(files: CaseFiles) -> str:
 
 
 def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:
-    description = predictor.description
+    description, options = predictor.description, predictor.options
+    windows = {"overlap": options.overlap, "mirror": list(options.mirror)}
     return {
         "rwkvseg_version": __version__,
         "protocol": protocol,
+        **({"windows": windows} if predictor.sees_volumes else {}),
         "labels": description.labels,
         "images": source,
         "model": {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rwkvseg.data.case import Case
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, resize_spline, slice_axis
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device
@@ -39,6 +40,9 @@ class Predictor:
         batch_size: slices of a volume that go through the network together.
         options: for networks that see whole volumes.
 
+    Raises:
+        UsageError: options for a network that does not.
+
     Example:
         >>> predictor = Predictor.from_file(Path("runs/kvasir"))  # doctest: +SKIP
         >>> prediction = predictor.predict(case)  # doctest: +SKIP
@@ -60,6 +64,10 @@ class Predictor:
         self.description = description
         self.device = device
         self.batch_size = batch_size
+        if options != VolumeOptions() and not self.sees_volumes:
+            raise UsageError(
+                "this network sees slices, so overlap, mirror and max_memory have no meaning. Leave them out."
+            )
         self.options = options
 
     @classmethod
@@ -110,7 +118,8 @@ class Predictor:
         if self.sees_volumes:
             if protocol != "strict":
                 raise UsageError(f"protocol {protocol} is of slices, this network sees volumes. Use strict.")
-            return predict_volume(case, self.plan(case), self._window_logits, on_windows=on_windows)
+            plan = self._plan(case, settings)
+            return predict_volume(case, plan, self._window_logits, on_windows=on_windows)
         normalised = normalise(case.replace(label=None), settings)
         if len(case.spatial_shape) == 2:
             return self._predict_slices([normalised], protocol)[0]
@@ -123,15 +132,18 @@ class Predictor:
                 position += 1
         return prediction
 
-    def plan(self, case: Case) -> VolumePlan:
-        """Plan the prediction of a volume, from its geometry alone unless the model crops it.
+    def check_memory(self, geometry: Case) -> VolumePlan:
+        """Plan the prediction of a volume before its voxels are read, as if nothing were cropped.
 
         Raises:
             DataError: it does not fit the network, or would take more memory than there is or is allowed.
         """
+        return self._plan(geometry, self.description.preprocessing.model_copy(update={"crop": "none"}))
+
+    def _plan(self, case: Case, preprocessing: Preprocessing) -> VolumePlan:
         plan = plan_volume(
             case,
-            self.description.preprocessing,
+            preprocessing,
             self.options,
             num_classes=max(2, self.description.architecture.num_classes),
             device=self.device,

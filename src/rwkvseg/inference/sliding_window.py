@@ -2,8 +2,8 @@
 
 Windows of the patch's size lie `patch * (1 - overlap)` apart, the last of every axis flush with the border.
 Logits are summed with Gaussian weights and divided by the sum of the weights, as in MONAI's
-sliding_window_inference with mode="gaussian"; softmax comes after, once a voxel. Axis 0 comes slowest, so that
-the rows before the next window are finished and can go. For slabs along another axis see `along_axis`.
+sliding_window_inference with mode="gaussian"; softmax comes after, once a voxel. Axis 0 comes slowest, so the
+rows before the next window are finished and can go. For slabs along another axis see `along_axis`.
 
 Shapes: B windows, C channels, K classes.
 """

@@ -73,7 +73,7 @@ class VolumePlan:
 
     @property
     def through_plane(self) -> int | None:
-        """Axis of the network's grid along which the image was, and labels are, taken from the nearest slice."""
+        """Axis of the network's grid along which image and labels take the nearest slice, if there is one."""
         if self.case.spacing is None:
             return None
         return through_plane_axis(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
@@ -112,7 +113,7 @@ def require_same_recipe(
         DataError: the file cannot be read.
     """
     try:
-        old = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        old = _flatten(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(recipe)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         told = " ".join(str(error).split())
         raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
@@ -131,6 +132,14 @@ def require_same_recipe(
             f"the recipe differs from the one in {path} ({told}). "
             "Resume with the same recipe, or start a new --out."
         )
+
+
+def _with_defaults(content: Any, kind: type[RecipeFile]) -> Any:
+    """Recipe of a run with the keys that are younger than it; as it is where it cannot be read any more."""
+    try:
+        return kind.model_validate(content).model_dump(mode="json")
+    except ValidationError:
+        return content
 
 
 def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:

@@ -52,13 +52,14 @@ class VolumeStore:
 
     Args:
         room: bytes of memory.
-        folder: where volumes go that do not fit; it is emptied first and removed with the store. None makes
-            one among the system's temporary files.
+        folder: where volumes go that do not fit; it is emptied first and removed with the store, its parent
+            too if it is then empty. None makes one among the system's temporary files.
     """
 
     def __init__(self, room: float, folder: Path | None) -> None:
         self.room = room
         self.folder = folder
+        self._made: Path | None = None
         self._kept: dict[str, Volume] = {}
         self._finalize: Callable[[], Any] = lambda: None
 
@@ -95,24 +96,25 @@ class VolumeStore:
         return mapped
 
     def _made_folder(self) -> Path:
-        if not any(isinstance(volume.image, np.memmap) for volume in self._kept.values()):
+        if self._made is None:
             try:
-                self.folder = _empty_folder(self.folder)
+                self._made = _empty_folder(self.folder)
             except OSError as error:
                 raise OutputError(
                     f"cannot write {self.folder}: {error.strerror or error}. "
                     "Free some space, or raise training.cache_gigabytes."
                 ) from error
-            self._finalize = weakref.finalize(self, _remove, self.folder, os.getpid())
-        assert self.folder is not None
-        return self.folder
+            self._finalize = weakref.finalize(self, _remove, self._made, self.folder, os.getpid())
+        return self._made
 
 
-def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # workers share the volumes
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(made: Path, given: Path | None, process: int) -> None:
+    if os.getpid() != process:  # workers share the volumes
+        return
+    shutil.rmtree(made, ignore_errors=True)
+    if given is not None:
         with suppress(OSError):  # the other part's is still there
-            folder.parent.rmdir()
+            given.parent.rmdir()
 
 
 def _empty_folder(folder: Path | None) -> Path:

@@ -1,0 +1,159 @@
+"""Training on volumes through the command line: train, predict, evaluate; stopped and resumed; rivals."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rwkvseg.data.io import write_label_map
+from rwkvseg.data.nifti import write_nifti
+from rwkvseg.data.phantom import PHANTOM_LABELS, make_phantom_3d
+from rwkvseg.errors import RecipeError
+from rwkvseg.evaluation import report
+from rwkvseg.training import history
+from rwkvseg.training.history import History
+from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.run import train
+from rwkvseg.training.run_folder import require_same_recipe
+from small import files_below, small_recipe
+from small_volumes import OVERRIDES, small_volume_recipe
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """Plots take most of the time of so small a run, and others test them."""
+    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
+    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
+
+
+def test_train_predict_evaluate(rwkvseg, tmp_path):
+    data, run, out = (tmp_path / name for name in ("data", "run", "pred"))
+    cases = make_phantom_3d(10, (20, 17, 9), (1.2, 0.9, 5.0), oblique=True)
+    turned = np.diag([-1.0, -1, 1, 1])  # the files run left and back
+    for case in cases:
+        write_nifti(data / "imagesTr" / f"{case.id}_0000.nii.gz", case.image[0], turned @ case.affine)
+        write_label_map(data / "labelsTr" / f"{case.id}.nii.gz", case.label, turned @ case.affine)
+    description = {"channel_names": {"0": "phantom"}, "labels": PHANTOM_LABELS, "file_ending": ".nii.gz"}
+    (data / "dataset.json").write_text(json.dumps(description))
+    content = small_volume_recipe(data, epochs=1)
+    content["preprocessing"] |= {"spacing": [1.5, 1.5, None], "orientation": "RAS", "normalisation": "ct"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+
+    code, printed, error = rwkvseg("train", tmp_path / "r.yaml", "-o", run, "--device", "cpu")
+    assert (code, error) == (0, "")
+    assert "epoch 1/1  loss" in printed
+    described = json.loads((run / "model" / "model.json").read_text())
+    assert described["preprocessing"]["intensity"]["std"] > 0  # found, though the recipe names none
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["preprocessing"]["intensity"] is None
+    assert not (run / "volumes").exists()
+
+    code, _, error = rwkvseg("predict", "-m", run, "-i", data / "imagesTr", "-o", out, "--device", "cpu")
+    assert (code, error) == (0, "")
+    for case in cases:
+        written = nibabel.load(out / f"{case.id}.nii.gz")
+        np.testing.assert_allclose(written.affine, turned @ case.affine, atol=1e-5)
+        assert written.shape == case.spatial_shape
+    (test,) = json.loads((run / "split.json").read_text())["test"]
+    inside = nibabel.load(run / "predictions" / "test" / f"{test}.nii.gz")
+    np.testing.assert_array_equal(inside.dataobj, nibabel.load(out / f"{test}.nii.gz").dataobj)
+
+    code, printed, error = rwkvseg("evaluate", "-p", out, "-t", data, "-o", tmp_path / "eval")
+    assert (code, error) == (0, "")
+    assert "HD95 mm" in printed
+
+
+def recipe_of(data, **training):
+    return Recipe.from_mapping(small_volume_recipe(data, **({"epochs": 2, "validate_every": 2} | training)))
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(phantom_3d, tmp_path, monkeypatch):
+    def stop(_self, trainer, _module):
+        if trainer.current_epoch == 1:
+            raise KeyError("stopped")
+
+    # mapped from disk, and nothing but the run's own files are left
+    settings = {"cache_gigabytes": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop, raising=False)
+        with pytest.raises(KeyError):
+            train(recipe_of(phantom_3d, **settings), tmp_path / "run", device="cpu")
+    torch.manual_seed(999)
+    train(recipe_of(phantom_3d, **settings), tmp_path / "run", device="cpu", resume=True)
+    train(recipe_of(phantom_3d, **settings), tmp_path / "whole", device="cpu")
+    assert files_below(tmp_path / "run") == files_below(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    rows = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("run", "whole")]
+    assert [row.rsplit(",", 1)[0] for row in rows[0]] == [row.rsplit(",", 1)[0] for row in rows[1]]
+
+
+def test_a_rival_trains_by_one_changed_line(phantom_3d, tmp_path):
+    content = small_volume_recipe(phantom_3d, epochs=1, steps_per_epoch=2)
+    content["model"] = {"name": "monai_segresnet", "overrides": {"spatial_dims": 3, "features": 8}}
+    content["optimizer"] = {"name": "sgd", "decay": "poly", "learning_rate": 1e-2, "gradient_clip": 12}
+    result = train(Recipe.from_mapping(content), tmp_path / "run", device="cpu")
+    assert result.summary["best_val_dsc_on_network_grid"] is not None
+    (row,) = result.evaluations["test"].summary.cases
+    assert 0 <= row.dsc <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "dimensions", "message"),
+    [
+        ({"name": "monai_segresnet"}, 3, "dimensions is 3, but monai_segresnet takes 2 axes"),
+        ({"name": "rwkv_unet_tiny"}, 3, "takes 2 axes"),
+        ({"name": "urwkv3d_tiny", "overrides": OVERRIDES}, 2, "dimensions is 2, but urwkv3d_tiny takes 3"),
+    ],
+)
+def test_a_network_of_other_dimensions_is_refused(phantom_3d, tmp_path, model, dimensions, message):
+    make = small_volume_recipe if dimensions == 3 else small_recipe
+    recipe = Recipe.from_mapping(make(phantom_3d) | {"model": model})
+    with pytest.raises(RecipeError, match=message):
+        train(recipe, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "augmentation", "message"),
+    [
+        (3, {"elastic": 0.05}, "elastic is of pictures"),
+        (2, {"flip_slices": 0.5}, "flip_slices and through_plane are of volumes"),
+        (2, {"through_plane": 0}, "flip_slices and through_plane are of volumes"),
+    ],
+)
+def test_augmentation_of_other_dimensions_is_refused(tmp_path, dimensions, augmentation, message):
+    make = small_volume_recipe if dimensions == 3 else small_recipe
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_mapping(make(tmp_path) | {"augmentation": augmentation})
+
+
+def test_a_run_from_before_a_key_existed_goes_on(tmp_path):
+    recipe = Recipe.from_mapping(small_recipe(tmp_path))
+    old = recipe.model_dump(mode="json")
+    del old["preprocessing"]["dimensions"], old["optimizer"]["momentum"], old["loss"]["batch_dice"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    require_same_recipe(tmp_path / "recipe.yaml", recipe)
+    old["optimizer"]["momentum"] = 0.5
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(RecipeError, match=r"optimizer\.momentum: 0\.5 there, 0\.99 here"):
+        require_same_recipe(tmp_path / "recipe.yaml", recipe)
+
+
+@pytest.mark.shared_data
+def test_the_loss_falls_on_real_volumes(shared_data, tmp_path):
+    data = shared_data / "Task04_Hippocampus"
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (data / "imagesTr").iterdir())
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[:6], "val": names[6:7], "test": []}))
+    content = small_volume_recipe(data, epochs=2, steps_per_epoch=12, validate_every=2)
+    content["split"] = {"file": str(tmp_path / "split.json")}
+    content["preprocessing"] |= {"patch": [24, 32, 16], "normalisation": "percentile"}
+    content["model"]["overrides"] = {"widths": [8] * 5, "depths": [1] * 4}
+    train(Recipe.from_mapping(content), tmp_path / "run", device="cpu")
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    losses = [float(row.split(",")[3]) for row in rows[1:]]
+    assert losses[-1] < 0.93 * losses[0]
