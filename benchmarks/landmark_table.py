@@ -30,7 +30,10 @@ from rwkvseg.training.run import train
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SIZES = {"2d": LANDMARK_PICTURE_SIZE, "3d": LANDMARK_VOLUME_SIZE}
 NUMBER_OF_CASES = 800  # as recipes/splits/landmark.json has it
-HEADS = "| network | seed | parameters | reach | near bright, DSC % | near dark, DSC % | mean (95 % interval) | seconds | images/s |"
+HEADS = (
+    "| network | seed | parameters | reach | near bright, DSC % | near dark, DSC % | mean (95 % interval) | "
+    "seconds | images/s |"
+)
 
 
 def recipe_of(study: dict[str, Any], row: dict[str, Any], changes: Sequence[str]) -> Recipe:
@@ -38,7 +41,7 @@ def recipe_of(study: dict[str, Any], row: dict[str, Any], changes: Sequence[str]
 
 
 def reach_of(recipe: Recipe, size: Sequence[int]) -> int:
-    """Reach along axis 0 of a picture or volume as long as the data, but not wider than need be."""
+    """Reach along axis 0 of the recipe's network with fresh weights."""
     network = create_model(
         recipe.model.name, in_channels=recipe.preprocessing.channels, num_classes=3, **recipe.model.overrides
     )
@@ -51,7 +54,8 @@ def row_text(row: dict[str, Any], seed: int, distance: int, summary: dict[str, A
     mean = test["mean"]["dsc"]
     interval = f"{100 * mean['mean']:.1f} ({100 * mean['low']:.1f} to {100 * mean['high']:.1f})"
     cells = [row["name"], seed, f"{summary['parameters']:,}", distance, *by_class, interval]
-    return f"| {' | '.join(map(str, cells))} | {summary['training_seconds']:.0f} | {summary['images_per_second']} |"
+    cells += [f"{summary['training_seconds']:.0f}", summary["images_per_second"]]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def run_study(study: dict[str, Any], options: argparse.Namespace, console: Console) -> list[str]:
@@ -65,7 +69,7 @@ def run_study(study: dict[str, Any], options: argparse.Namespace, console: Conso
     lines = [
         f"\n## {' x '.join(map(str, size))}: the nearest landmark is at least {landmark_gap(size)} away\n",
         HEADS,
-        "|---" * HEADS.count(" | ") + "|---|",
+        "|---" * (HEADS.count("|") - 1) + "|",
     ]
     for row in study["rows"]:
         if options.row and row["name"] not in options.row:

@@ -1,7 +1,7 @@
 """The landmark phantom: two targets that look alike, each named by the nearer of two distant landmarks.
 
-Along the longest axis, axis 0, lie a landmark, a target, a target, a landmark. A landmark is bright or dark by
-a coin's throw. In cases of even number the two differ: nothing within `landmark_gap` of a target tells its
+Along the longest axis, axis 0, lie a landmark, a target, a target, a landmark. A landmark is bright or dark
+by a coin's throw. In cases of even number the two differ: nothing within `landmark_gap` of a target tells its
 class, and whatever is pooled over the image is the same for both targets. docs/explanation/landmark.md says
 what follows from that. Cases of odd number have two landmarks of one kind: easier, to learn from only.
 Case number `index` is a pure function of (seed, index).
@@ -25,12 +25,10 @@ LANDMARK_LABELS = {"background": 0, "near the bright landmark": 1, "near the dar
 LANDMARK_PICTURE_SIZE = (576, 32)
 LANDMARK_VOLUME_SIZE = (144, 12, 12)
 SHORTEST_SIDE = 12
-SLENDER = 8  # how much longer axis 0 is than any other, at least
 
 _BACKGROUND, _TARGET = 100.0, 150.0
 _NAMES_AND_LEVELS = ((2, 10.0), (1, 230.0))  # of what a dark, a bright landmark names, and its own
 _NOISE = 8.0  # standard deviation
-_BLUR = 0.6  # pixels
 _MARGIN = 2  # pixels between anything and the border
 _TARGET_RADIUS, _LANDMARK_RADIUS = 0.2, 0.3  # of the shortest side
 
@@ -99,10 +97,10 @@ def exchange_landmarks(index: int, size: Sequence[int] = LANDMARK_PICTURE_SIZE, 
 def _check(number: int, size: Sequence[int], seed: int) -> None:
     if number < 1:
         raise UsageError(f"a phantom of {number} cases cannot be made. Ask for one or more.")
-    if len(size) not in (2, 3) or min(size) < SHORTEST_SIDE or size[0] < SLENDER * max(size[1:]):
+    if len(size) not in (2, 3) or min(size) < SHORTEST_SIDE or _room(size) < 0:
         raise UsageError(
             f"the landmark phantom's size is {tuple(size)}. Give 2 or 3 axes of at least {SHORTEST_SIDE}, "
-            f"the first at least {SLENDER} times as long as the others, such as {LANDMARK_PICTURE_SIZE}."
+            f"the first some 9 times as long as the shortest other, such as {LANDMARK_PICTURE_SIZE}."
         )
     if seed < 0:
         raise UsageError(f"the phantom's seed is {seed}. Give 0 or more.")
@@ -111,21 +109,14 @@ def _check(number: int, size: Sequence[int], seed: int) -> None:
 def _make_case(index: int, size: tuple[int, ...], seed: int, *, exchange: bool = False) -> Case:
     random = np.random.default_rng([seed, index, len(size)])
     balls = _place(size, random)
+    noise = gaussian_filter(random.standard_normal(size, dtype=np.float32), 0.5)
     first_is_bright = bool(random.integers(2)) != exchange
     last_is_bright = first_is_bright != (index % 2 == 0)
-    first, last = (_NAMES_AND_LEVELS[bright] for bright in (first_is_bright, last_is_bright))
-    level = np.full(size, _BACKGROUND, np.float32)
-    label = np.zeros(size, np.uint8)
-    drawn = ((0, first[1]), (first[0], _TARGET), (last[0], _TARGET), (0, last[1]))
-    for ball, (name, brightness) in zip(balls, drawn, strict=True):
-        inside = _inside(ball, size)
-        level[inside] = brightness
-        label[inside] = name
-    noise = gaussian_filter(random.standard_normal(size, dtype=np.float32), 0.5)
-    image = gaussian_filter(level, _BLUR) + _NOISE / noise.std() * noise
+    level, label = draw_balls(balls, size, first_is_bright=first_is_bright, last_is_bright=last_is_bright)
+    image = np.rint(level + _NOISE / noise.std() * noise)
     case = Case(
         id=f"landmark-{index:04d}",
-        image=np.clip(np.rint(image), 0, 255).astype(np.uint8)[None],
+        image=np.clip(image, 0, 255).astype(np.uint8)[None],
         label=label,
         spacing=None,
         affine=None,
@@ -133,21 +124,43 @@ def _make_case(index: int, size: tuple[int, ...], seed: int, *, exchange: bool =
     return case if len(size) == 2 else case.replace(spacing=(1.0, 1.0, 1.0), affine=np.eye(4))
 
 
+def draw_balls(
+    balls: Sequence[Ball], size: Sequence[int], *, first_is_bright: bool, last_is_bright: bool
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Levels (0..255, without noise) and labels of landmark, target, target, landmark."""
+    first, last = _NAMES_AND_LEVELS[first_is_bright], _NAMES_AND_LEVELS[last_is_bright]
+    level = np.full(size, _BACKGROUND, np.float32)
+    label = np.zeros(size, np.uint8)
+    drawn = ((0, first[1]), (first[0], _TARGET), (last[0], _TARGET), (0, last[1]))
+    for ball, (name, brightness) in zip(balls, drawn, strict=True):
+        inside = _inside(ball, size)
+        level[inside] = brightness
+        label[inside] = name
+    return level, label
+
+
 def _place(size: tuple[int, ...], random: Generator) -> list[Ball]:
     """Landmark, target, target, landmark along axis 0; what room is left is dealt out between them."""
-    short, gap = min(size[1:]), landmark_gap(size)
-    radii = [share * short for share in (_LANDMARK_RADIUS, _TARGET_RADIUS, _TARGET_RADIUS, _LANDMARK_RADIUS)]
-    room = size[0] - 2 * _MARGIN - 2 * sum(radii) - 3 * gap
     balls = []
     start = float(_MARGIN)
-    for radius, moved in zip(radii, np.sort(random.uniform(0, room, 4)), strict=True):
+    for radius, moved in zip(_radii(size), np.sort(random.uniform(0, _room(size), 4)), strict=True):
         across = [float(random.uniform(_MARGIN + radius, length - _MARGIN - radius)) for length in size[1:]]
         balls.append(Ball((start + float(moved) + radius, *across), radius))
-        start += 2 * radius + gap
+        start += 2 * radius + landmark_gap(size)
     return balls
 
 
-def _inside(ball: Ball, size: tuple[int, ...]) -> NDArray[np.bool_]:
+def _radii(size: Sequence[int]) -> list[float]:
+    shares = (_LANDMARK_RADIUS, _TARGET_RADIUS, _TARGET_RADIUS, _LANDMARK_RADIUS)
+    return [share * min(size[1:]) for share in shares]
+
+
+def _room(size: Sequence[int]) -> float:
+    """Pixels along axis 0 that neither things, gaps nor margins take."""
+    return size[0] - 2 * _MARGIN - 2 * sum(_radii(size)) - 3 * landmark_gap(size)
+
+
+def _inside(ball: Ball, size: Sequence[int]) -> NDArray[np.bool_]:
     squares = [
         ((np.arange(length) + 0.5 - middle) / ball.radius) ** 2
         for length, middle in zip(size, ball.centre, strict=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkvseg.errors import UsageError
+from rwkvseg.inference.resolution import in_channels
 from rwkvseg.models.blocks import SqueezeExcite
 
 _POOLING = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, SqueezeExcite)
@@ -80,11 +81,11 @@ def describe_field(field: Tensor) -> dict[str, Any]:
 
 
 def reach(network: nn.Module, size: Sequence[int], *, axis: int = 0, stride: int = 16) -> int:
-    """How many pixels along `axis` a pixel's logits look away, the farthest way, beside what is pooled.
+    """How many pixels away along `axis` a pixel's logits look, beside what is pooled.
 
     Found as the pixels whose gradient is not exactly zero, in double precision, of pixels at all places of a
-    cell of `stride` in the middle. Instance norms and squeeze-excite, by which all pixels depend on all others
-    through a few means, are left out. A network without limit gives about half the length.
+    cell of `stride` in the middle. Instance norms and squeeze-excite, by which all pixels depend on all
+    others through a few means, are left out. A network without limit gives about half the length.
 
     Args:
         network: (1, in_channels, *size) -> logits on the same grid; it is not changed.
@@ -94,7 +95,8 @@ def reach(network: nn.Module, size: Sequence[int], *, axis: int = 0, stride: int
     """
     plain = _without_pooling(copy.deepcopy(network)).double().eval()
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _in_channels(network), *size, dtype=torch.double, generator=generator).requires_grad_()
+    x = torch.randn(1, in_channels(network), *size, dtype=torch.double, generator=generator)
+    x.requires_grad_()
     logits = plain(x)
     farthest = 0
     for place in range(size[axis] // 2, min(size[axis], size[axis] // 2 + stride)):
@@ -112,8 +114,3 @@ def _without_pooling(network: nn.Module) -> nn.Module:
             if isinstance(child, _POOLING):
                 setattr(module, name, nn.Identity())
     return network
-
-
-def _in_channels(network: Any) -> int:
-    found: int = getattr(network, "config", network).in_channels
-    return found
