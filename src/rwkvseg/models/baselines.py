@@ -266,7 +266,9 @@ def _widths(
     features: tuple[int, ...], overrides: dict[str, Any], *, any_levels: bool = False
 ) -> WidthsConfig:
     if not any_levels and overrides.get("levels", len(features)) != len(features):
-        raise UsageError(f"this network has {len(features)} levels. Drop levels, or choose monai_unet.")
+        raise UsageError(
+            f"{len(features)} features are what this network has. Drop levels, or choose monai_unet."
+        )
     return override_config(WidthsConfig(features=features, levels=len(features)), overrides)
 
 
