@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,14 +19,17 @@ from rwkvseg import __version__
 from rwkvseg.cli_figure import figure_app
 from rwkvseg.cli_options import (
     ChangesOption,
+    CountedSizeOption,
     DataOption,
     Device,
     DeviceOption,
     MemoryOption,
     MirrorOption,
     OverlapOption,
+    ProtocolName,
     ResumeOption,
     RunOption,
+    Variant,
     changes_of,
     volume_options,
 )
@@ -51,21 +53,6 @@ app.add_typer(figure_app, name="figure")
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C
 COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or typer's copy of click
-
-
-class ProtocolName(StrEnum):
-    """Conventions of resizing and scoring."""
-
-    strict = "strict"
-    transunet = "transunet"
-
-
-class Variant(StrEnum):
-    """Published sizes of RWKV-UNet."""
-
-    tiny = "tiny"
-    small = "small"
-    base = "base"
 
 
 def _print_version(wanted: bool) -> None:
@@ -164,11 +151,9 @@ def predict(
     Examples:
         rwkvseg predict -m runs/kvasir -i polyp.jpg -o predictions --overlay
 
-        rwkvseg predict -m runs/acdc/model -i ACDC/imagesTs -o predictions --device cpu --report run.json
+        rwkvseg predict -m runs/acdc -i ACDC/imagesTs -o predictions --max-memory 8G --report run.json
 
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
-
-        rwkvseg predict -m runs/hippocampus -i scan.nii.gz -o predictions --mirror --max-memory 8G
     """
     from rwkvseg.data.layouts import find_inputs
     from rwkvseg.inference.predict import find_part, predict_files, write_report_json
@@ -203,6 +188,9 @@ def evaluate(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for table, CSV, JSON and report.")],
     protocol: Annotated[ProtocolName, typer.Option(help="Scoring rules.")] = ProtocolName.strict,
     images: Annotated[Path | None, typer.Option(help="Images for the report's pictures.")] = None,
+    scored: Annotated[
+        str | None, typer.Option(help="Structures that count: NAME,NAME [default: all].")
+    ] = None,
 ) -> None:
     """Score predictions: DSC and HD95, means with 95 % intervals, an HTML report with pictures.
 
@@ -221,6 +209,7 @@ def evaluate(
             out,
             images=images,
             protocol=protocol.value,
+            scored=None if scored is None else [name.strip() for name in scored.split(",")],
             on_case=advance,
         )
     _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
@@ -265,7 +254,7 @@ def convert_published(
 
 @app.command()
 def models(
-    size: Annotated[int, typer.Option(help="Rows and columns of the image that is counted.")] = 256,
+    size: CountedSizeOption = None,
     num_classes: Annotated[int, typer.Option(help="Channels of the logits.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ) -> None:
@@ -275,6 +264,8 @@ def models(
         rwkvseg models
 
         rwkvseg models --size 224 --num-classes 9 --json
+
+        rwkvseg models --size 48x64x48
     """
     from dataclasses import asdict
 
@@ -316,14 +307,16 @@ def _say(console: Console, line: str) -> None:
 
 
 def _print_costs(console: Console, costs: "list[Cost]") -> None:
-    table = Table(title=f"one image of {' x '.join(map(str, costs[0].size))}", title_justify="left")
-    table.add_column("network")
-    for heading in ("parameters M", "GMAC", "GMAC run", "activations MiB"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
-        table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
-    console.print(table)
+    for size in sorted({cost.size for cost in costs}, key=len):
+        of_what = "image" if len(size) == 2 else "volume"
+        table = Table(title=f"one {of_what} of {' x '.join(map(str, size))}", title_justify="left")
+        table.add_column("network")
+        for heading in ("parameters M", "GMAC", "GMAC run", "activations MiB"):
+            table.add_column(heading, justify="right")
+        for cost in (cost for cost in costs if cost.size == size):
+            figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
+            table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
+        console.print(table)
     _say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
     _say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
     _say(console, "activations: what training keeps in float32 for one image.")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,21 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class ProtocolName(StrEnum):
+    """Conventions of resizing and scoring."""
+
+    strict = "strict"
+    transunet = "transunet"
+
+
+class Variant(StrEnum):
+    """Published sizes of RWKV-UNet."""
+
+    tiny = "tiny"
+    small = "small"
+    base = "base"
 
 
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
@@ -35,6 +50,30 @@ MirrorOption = Annotated[
 ]
 MemoryOption = Annotated[
     str | None, typer.Option(help="Refuse volumes that would take more, such as 8G [default: all there is].")
+]
+
+
+def read_size(text: str) -> tuple[int, ...] | int:
+    """Read "256" or "48x64x48".
+
+    >>> read_size("48x64x48")
+    (48, 64, 48)
+    """
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no size. Write 256, 224x320 or 48x64x48.") from None
+    return sides[0] if len(sides) == 1 else sides
+
+
+CountedSizeOption = Annotated[
+    Any,
+    typer.Option(
+        parser=read_size,
+        metavar="N|RxC|DxHxW",
+        help="Pixels of what is counted, along every axis or along each: then only networks with as many "
+        "axes [default: 256 for pictures, 96 for volumes].",
+    ),
 ]
 
 

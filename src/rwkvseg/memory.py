@@ -47,8 +47,6 @@ def show_size(size: float) -> str:
     >>> show_size(1610612736)
     '1.5 GiB'
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
+    power = min(4, max(0, int(size).bit_length() - 1) // 10)
+    amount, unit = size / 2 ** (10 * power), ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.3g} {unit}"

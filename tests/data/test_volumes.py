@@ -90,7 +90,7 @@ def test_every_voxel_keeps_its_place_in_the_world(affine, shape, spacing, orient
     # a kernel that is no whole number of voxels wide is not quite even
     shrinks = any(m < n for n, m in zip(grid.cropped_shape, grid.network_shape, strict=True))
     np.testing.assert_allclose(
-        done.image[0][inner], expected[axis][inner], atol=0.15 if shrinks else 2e-4, rtol=0
+        done.image[0][inner], expected[axis][inner], atol=0.3 if shrinks else 2e-4, rtol=0
     )
     # labels: the own voxel within which the network's lies
     inside = [(o >= -0.5 - 1e-9) & (o <= n - 0.5 + 1e-9) for o, n in zip(own, shape, strict=True)]
@@ -154,13 +154,30 @@ def test_through_the_plane_the_nearest_slice(axis, number):
         np.testing.assert_allclose(resampled[index], expected, atol=1e-6)
 
 
-def test_linear_resampling_is_torchs_trilinear_when_growing():
+def tent(n, m):
+    """Weights (m, n): a triangle about every centre, as wide as a step, at least one voxel either way."""
+    centres = (np.arange(m) + 0.5) * n / m - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(n) - centres[:, None]) / max(1, n / m))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), size=st.tuples(*[st.integers(1, 9)] * 3))
+def test_linear_resampling_is_its_definition(shape, size):
+    image = np.random.default_rng(3).random((2, *shape)).astype(np.float32)
+    i, j, k = (tent(n, m) for n, m in zip(shape, size, strict=True))
+    expected = np.einsum("xi,yj,zk,cijk->cxyz", i, j, k, image)
+    np.testing.assert_allclose(resample_image(image, size, None), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "torchs"), [("linear", "bilinear"), ("cubic", "bicubic")])
+def test_within_slices_it_is_torchs(how, torchs):
     from torch import from_numpy
     from torch.nn.functional import interpolate
 
-    image = np.random.default_rng(3).random((2, 4, 6, 5)).astype(np.float32)
-    expected = interpolate(from_numpy(image)[None], size=(9, 8, 11), mode="trilinear", align_corners=False)[0]
-    np.testing.assert_allclose(resample_image(image, (9, 8, 11), None), expected.numpy(), atol=1e-6)
+    image = np.random.default_rng(3).random((2, 4, 16, 15)).astype(np.float32)
+    for size in ((9, 8), (31, 15), (7, 40)):
+        expected = interpolate(from_numpy(image), size=size, mode=torchs, antialias=True)
+        np.testing.assert_allclose(resample_image(image, (4, *size), None, how), expected, atol=2e-5)
 
 
 def test_shrinking_averages_instead_of_aliasing():
@@ -286,11 +303,12 @@ def test_grey_is_repeated_to_the_channels():
 
 
 @pytest.mark.parametrize("how", ["unit", "zscore", "percentile"])
-def test_two_more_copies_of_an_image_at_most(how):
+def test_two_more_copies_of_an_image_at_most(how, monkeypatch):
     affine = np.diag([1.0, 1, 1, 1])
     image = np.random.default_rng(8).random((1, 80, 96, 64)).astype(np.float32)
     case = case_of(image, affine)
-    settings_ = preprocessing(normalisation=how, orientation="RAS", spacing=(1.0, 1.0, 0.99))
+    settings_ = preprocessing(normalisation=how, orientation="RAS", spacing=(0.95, 1.0, 0.99))
+    monkeypatch.setattr("rwkvseg.data.volume_resampling.SLAB_VOXELS", 2**14)
     to_network_grid(case_of(image[:, :8, :8, :8], affine), settings_)  # imports
     tracemalloc.start()
     try:
@@ -298,7 +316,7 @@ def test_two_more_copies_of_an_image_at_most(how):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 2.1 * image.nbytes
+    assert peak < 2.3 * image.nbytes  # resampling makes both a twentieth larger
 
 
 @pytest.mark.parametrize(

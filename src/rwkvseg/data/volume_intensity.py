@@ -1,6 +1,7 @@
-"""Intensities of volumes, changed in place: a 512 x 512 x 800 volume is 0.84 GB in float32."""
+"""Intensities of volumes: measured on views, changed in place; 512 x 512 x 800 float32 voxels are 0.84 GB."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,34 +14,69 @@ from rwkvseg.errors import DataError
 VOXELS_PER_CASE = 10_000
 
 
-def normalise_in_place(image: FloatImage, preprocessing: Preprocessing, case_id: str) -> None:
-    """As `rwkvseg.data.preprocessing.normalise`, and "ct"; image: (C, i, j, k) float32, contiguous.
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Clip to low..high, then (x - offset) / scale; a scale of 0 makes zeros."""
 
-    "unit" takes the whole range to 0..1 whatever the file's type is.
+    low: float
+    high: float
+    offset: float
+    scale: float
+
+    def apply(self, values: FloatImage) -> None:
+        """Change `values` in place."""
+        if self.scale == 0:
+            values[...] = 0
+            return
+        if np.isfinite(self.low) or np.isfinite(self.high):
+            np.clip(values, self.low, self.high, out=values)
+        # halves: the range of float32 intensities may overflow float32
+        values *= np.float32(0.5)
+        values -= np.float32(self.offset / 2)
+        values /= np.float32(self.scale / 2)
+
+
+def measure_scalings(image: NDArray[Any], preprocessing: Preprocessing, case_id: str) -> list[Scaling]:
+    """What `preprocessing.normalisation` does to each channel of image (C, i, j, k).
+
+    As `rwkvseg.data.preprocessing.normalise`, and "ct"; "unit" takes the whole range to 0..1 whatever the
+    file's type is.
 
     Raises:
         DataError: "ct" whose intensity is not known.
     """
-    kind = preprocessing.normalisation
+    kind, intensity = preprocessing.normalisation, preprocessing.intensity
     if kind == "ct":
-        intensity = preprocessing.intensity
         if intensity is None:
             raise DataError(
                 f"case {case_id} cannot be normalised by 'ct': preprocessing.intensity is not known. "
                 "Training fills it in; give low, high, mean and std where there is none."
             )
-        np.clip(image, intensity.low, intensity.high, out=image)
-        image -= np.float32(intensity.mean)
-        image /= np.float32(intensity.std)
-    elif kind == "unit":
-        _stretch(image, float(image.min()), float(image.max()))
-    else:
-        for channel in image:
-            if kind == "zscore":
-                _standardise(channel)
-            else:
-                low, high = np.percentile(channel, (0.5, 99.5))
-                _stretch(channel, float(low), float(high))
+        return [Scaling(intensity.low, intensity.high, intensity.mean, intensity.std)] * len(image)
+    if kind == "zscore":
+        return [_standard(channel) for channel in image]
+    if kind == "percentile":
+        return [_range(*np.percentile(channel, (0.5, 99.5))) for channel in image]
+    return [_range(image.min(), image.max())] * len(image)
+
+
+def apply_scalings(image: FloatImage, scalings: Sequence[Scaling]) -> None:
+    """Change image (C, ...) in place, channel by channel."""
+    for channel, scaling in zip(image, scalings, strict=True):
+        scaling.apply(channel)
+
+
+def _range(low: Any, high: Any) -> Scaling:
+    return Scaling(float(low), float(high), float(low), max(0.0, float(high) - float(low)))
+
+
+def _standard(values: NDArray[Any]) -> Scaling:
+    if values.min() == values.max():
+        return Scaling(-np.inf, np.inf, 0.0, 0.0)
+    mean = float(values.mean(dtype=np.float64))
+    # plane by plane: `std` would make a float64 copy of the volume
+    squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in values)
+    return Scaling(-np.inf, np.inf, mean, float(np.sqrt(squares / values.size)))
 
 
 def foreground_intensity(cases: Iterable[Case]) -> Intensity:
@@ -64,27 +100,3 @@ def foreground_intensity(cases: Iterable[Case]) -> Intensity:
         )
     low, high = np.percentile(values, (0.5, 99.5))
     return Intensity(low=float(low), high=float(high), mean=float(values.mean()), std=float(values.std()))
-
-
-def _stretch(values: FloatImage, low: float, high: float) -> None:
-    if not high > low:
-        values[...] = 0
-        return
-    np.clip(values, low, high, out=values)
-    # halves first: the range of float32 intensities may overflow float32
-    values *= np.float32(0.5)
-    values -= np.float32(low / 2)
-    values /= np.float32(high / 2 - low / 2)
-
-
-def _standardise(values: FloatImage) -> None:
-    if values.min() == values.max():
-        values[...] = 0
-        return
-    mean = values.mean(dtype=np.float64)
-    values -= np.float32(mean)
-    # plane by plane: `std` would make a float64 copy of the volume
-    squares = sum(float(np.square(plane, dtype=np.float64).sum()) for plane in values)
-    rest = values.mean(dtype=np.float64)  # what float32 has left of the mean
-    values -= np.float32(rest)
-    values /= np.float32(np.sqrt(squares / values.size - rest**2))

@@ -3,19 +3,17 @@
 Sizes n -> m along every axis; the centre of voxel x lies at (x + 0.5) * m / n - 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from rwkvseg.data.preprocessing import FloatImage
 
 ANISOTROPY = 3.0
 """Slices this many times as far apart as voxels within them are not interpolated (as nnU-Net's rule)."""
-SLAB_VOXELS = 2**24
+SLAB_VOXELS = 2**22
 
 
 def wanted_spacing(spacing: Sequence[float], wanted: Sequence[float | None] | None) -> list[float]:
@@ -51,45 +49,85 @@ def through_plane_axis(spacing: Sequence[float], wanted: Sequence[float | None] 
 
 
 def resample_image(
-    image: FloatImage, shape: tuple[int, int, int], through_plane: int | None, interpolation: str = "linear"
+    image: NDArray[Any],
+    shape: tuple[int, int, int],
+    through_plane: int | None,
+    interpolation: str = "linear",
+    *,
+    prepare: Callable[[FloatImage], None] = lambda _: None,
 ) -> FloatImage:
-    """Resample (C, i, j, k) to (C, *shape).
+    """Resample (C, i, j, k) to (C, *shape) float32.
 
     In plane and, without a `through_plane` axis, along every axis: "linear" or "cubic", with a kernel as wide
-    as the step when shrinking. Along `through_plane`: the nearest slice.
+    as the step when shrinking. Along `through_plane`: the nearest slice. `prepare` changes slabs of the image
+    (C, ...) before they are resampled; the image itself, which may be a view, is not changed.
     """
     axis = 0 if through_plane is None else through_plane
-    mode = {"linear": "bilinear", "cubic": "bicubic"}[interpolation]
-    slices = shape[axis]
-    rows, columns = (length for other, length in enumerate(shape) if other != axis)
-    planes = np.moveaxis(image, axis + 1, 1)  # (C, slices, rows, columns)
-    if through_plane is not None:
-        planes = planes[:, _nearest(planes.shape[1], slices)]
-    planes = _in_slabs(planes, (rows, columns), mode)
-    if through_plane is None:  # of each row of the volume, a picture of slices and columns
-        planes = _in_slabs(planes.transpose(0, 2, 1, 3), (slices, columns), mode).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(np.moveaxis(planes, 1, axis + 1))
+    resampled = np.empty((len(image), *shape), np.float32)
+    # (C, slices, rows, columns)
+    planes, target = np.moveaxis(image, axis + 1, 1), np.moveaxis(resampled, axis + 1, 1)
+    before, after = planes.shape[1], target.shape[1]
+    rows, columns = (kernel_weights(planes.shape[i], target.shape[i], interpolation) for i in (2, 3))
+    if through_plane is not None or before == after:
+        _resize(planes, target, (rows, columns), nearest_voxels(before, after), prepare)
+        return resampled
+    between = np.empty((len(image), before, *target.shape[2:]), np.float32)
+    _resize(planes, between, (rows, columns), np.arange(before), prepare)
+    # of each row of the volume, a picture of slices and columns
+    between, target = between.transpose(0, 2, 1, 3), target.transpose(0, 2, 1, 3)
+    slices = kernel_weights(before, after, interpolation)
+    _resize(between, target, (slices, None), np.arange(target.shape[1]), lambda _: None)
+    return resampled
+
+
+def kernel_weights(n: int, m: int, interpolation: str) -> FloatImage | None:
+    """Weights (m, n) of n voxels in m, each row adding up to 1; None where nothing changes.
+
+    The kernel, a triangle or Keys' cubic with a = -0.5, lies about each centre and is as wide as a step of
+    the coarser grid. Torch's `interpolate` with antialias=True does the same, but for pictures one column
+    wide, which torch 2.13 fills with their first row.
+    """
+    if n == m:
+        return None
+    centres = (np.arange(m) + 0.5) * n / m - 0.5
+    away = np.abs(np.arange(n) - centres[:, None]) / max(1.0, n / m)
+    if interpolation == "cubic":
+        near, far = 1.5 * away**3 - 2.5 * away**2 + 1, -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
+        weights = np.where(away <= 1, near, np.where(away < 2, far, 0))
+    else:
+        weights = np.maximum(0, 1 - away)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights, np.float32)
 
 
 def resample_label(label: NDArray[np.integer[Any]], shape: Sequence[int]) -> NDArray[np.integer[Any]]:
     """Resample (i, j, k) to `shape` by the nearest voxel; a contiguous copy of the same type."""
-    nearest = np.ix_(*(_nearest(n, m) for n, m in zip(label.shape, shape, strict=True)))
+    nearest = np.ix_(*(nearest_voxels(n, m) for n, m in zip(label.shape, shape, strict=True)))
     return np.ascontiguousarray(label[nearest])
 
 
-def _nearest(n: int, m: int) -> NDArray[np.int64]:
-    """Voxel 0..n-1 nearest to each of m centres; of two equally near ones the latter."""
+def nearest_voxels(n: int, m: int) -> NDArray[np.int64]:
+    """Voxel 0..n-1 nearest to each of m centres; of two equally near ones the latter.
+
+    >>> nearest_voxels(4, 3).tolist(), nearest_voxels(2, 4).tolist()
+    ([0, 2, 3], [0, 0, 1, 1])
+    """
     return ((2 * np.arange(m) + 1) * n) // (2 * m)
 
 
-def _in_slabs(pictures: NDArray[Any], size: tuple[int, int], mode: str) -> FloatImage:
-    """Resize the last two axes of (C, n, rows, columns), as many n at a time as memory allows."""
-    channels, number = pictures.shape[:2]
-    if pictures.shape[2:] == size:
-        return pictures
-    resized = np.empty((channels, number, *size), np.float32)
-    step = max(1, SLAB_VOXELS // max(1, channels * max(np.prod(pictures.shape[2:]), np.prod(size))))
-    for start in range(0, number, int(step)):
-        part = torch.from_numpy(np.ascontiguousarray(pictures[:, start : start + step]))
-        resized[:, start : start + step] = interpolate(part, size=size, mode=mode, antialias=True).numpy()
-    return resized
+def _resize(
+    pictures: NDArray[Any],
+    target: FloatImage,
+    weights: tuple[FloatImage | None, FloatImage | None],
+    chosen: NDArray[np.int64],
+    prepare: Callable[[FloatImage], None],
+) -> None:
+    """Weigh rows and columns of the `chosen` of pictures (C, n, rows, columns) into target, in slabs."""
+    rows, columns = weights
+    voxels = len(pictures) * max(pictures[0, 0].size, target[0, 0].size)
+    step = max(1, SLAB_VOXELS // voxels)
+    for start in range(0, len(chosen), step):
+        slab = np.ascontiguousarray(pictures[:, chosen[start : start + step]], np.float32)
+        prepare(slab)
+        slab = slab if rows is None else rows @ slab
+        target[:, start : start + step] = slab if columns is None else slab @ columns.T

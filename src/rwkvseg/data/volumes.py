@@ -1,7 +1,7 @@
 """Volumes for a volumetric network: orient, crop, normalise, resample, and the way back.
 
-Of an image at most three copies are alive at a time, the reader's among them, all float32: orientation and
-crop are views, intensities change in place, resampling goes slab by slab.
+Of an image at most three copies are alive at a time, the reader's among them: orientation and crop are views,
+intensities are measured on views and change slab by slab on the way to the new grid, in float32.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.preprocessing import Preprocessing, check_channels
-from rwkvseg.data.volume_intensity import normalise_in_place
-from rwkvseg.data.volume_resampling import network_shape, resample_image, resample_label, through_plane_axis
+from rwkvseg.data.volume_intensity import apply_scalings, measure_scalings
+from rwkvseg.data.volume_resampling import (
+    network_shape,
+    resample_image,
+    resample_label,
+    through_plane_axis,
+)
 from rwkvseg.errors import DataError, GeometryError
 
 Triple: TypeAlias = tuple[int, int, int]
@@ -85,16 +90,17 @@ def to_network_grid(case: Case, preprocessing: Preprocessing) -> tuple[Case, Vol
         GeometryError: a spacing or orientation is asked for where the case has no spacing or affine.
     """
     grid = plan_grid(case, preprocessing)
-    image = np.array(grid.cropped(case.image), dtype=np.float32, order="C")
-    normalise_in_place(image, preprocessing, case.id)
-    label = None if case.label is None else grid.cropped(case.label)
+    view = grid.cropped(case.image)
+    scalings = measure_scalings(view, preprocessing, case.id)
+    label = None if case.label is None else resample_label(grid.cropped(case.label), grid.network_shape)
     spacing = None if case.spacing is None else tuple(case.spacing[axis] for axis in grid.axes)
-    if grid.network_shape != grid.cropped_shape:
-        assert spacing is not None
-        axis = through_plane_axis(spacing, preprocessing.spacing)
-        image = resample_image(image, grid.network_shape, axis, preprocessing.interpolation)
-    if label is not None:
-        label = resample_label(label, grid.network_shape)
+    image = resample_image(
+        view,
+        grid.network_shape,
+        None if spacing is None else through_plane_axis(spacing, preprocessing.spacing),
+        preprocessing.interpolation,
+        prepare=lambda slab: apply_scalings(slab, scalings),
+    )
     if len(image) < preprocessing.channels:
         image = np.repeat(image, preprocessing.channels, axis=0)
     lengths = zip(spacing or (), grid.cropped_shape, grid.network_shape, strict=False)

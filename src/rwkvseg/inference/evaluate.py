@@ -14,7 +14,7 @@ from rwkvseg.data.files import MASK_ENDINGS, list_images
 from rwkvseg.data.io import case_id, read_image, read_label
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values
-from rwkvseg.errors import DataError, GeometryError
+from rwkvseg.errors import DataError, GeometryError, UsageError
 from rwkvseg.evaluation.protocols import ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
 from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
@@ -66,6 +66,7 @@ def evaluate(
     only: Collection[str] | None = None,
     layout: str = "auto",
     protocol: Protocol = "strict",
+    scored: Collection[str] | None = None,
     seed: int = 0,
     context: Mapping[str, str] | None = None,
     sections: Sequence[Section] = (),
@@ -83,6 +84,7 @@ def evaluate(
         only: ids of the cases to score, when others are no concern of this evaluation.
         layout: of the data folder, see `open_data`.
         protocol: scoring rules, see docs/explanation/evaluation.md.
+        scored: names of the structures that count, where the literature leaves some out; None for all.
         seed: of the bootstrap.
         context: lines for the head of the report.
         sections: what else the report shows.
@@ -93,6 +95,7 @@ def evaluate(
             volumes (mm).
         GeometryError: prediction and truth on different grids.
         OutputError: the results cannot be written.
+        UsageError: `scored` names what no label does.
     """
     record = _read_record(predictions)
     pictured = find_inputs(images) if images else _recorded_images(record)
@@ -106,14 +109,16 @@ def evaluate(
             f"neither {predictions} nor {truth} holds anything but background, so nothing tells the labels. "
             "Give the data folder as truth; its dataset.json names them."
         )
+    chosen = _check_scored(scored, labels)
     scores: list[ClassScore] = []
     unit = None
     for number, pair in enumerate(pairs, 1):
         prediction, reference, spacing = _read_pair(pair, labels)
         unit = _same_unit(unit, distance_unit(protocol, spacing), pair)
-        scores += score_case(
+        found = score_case(
             pair.case, prediction, reference, labels=labels, spacing=spacing, protocol=protocol
         )
+        scores += [score for score in found if score.name in chosen]
         on_case(number, len(pairs))
     groups = {pair.case: pair.group for pair in pairs}
     summary = summarise(
@@ -130,6 +135,17 @@ def evaluate(
     _write_summary(out / "summary.json", summary, scores, pairs, missing)
     write_report(out / "report.html", summary, scores, pictures, context=lines, sections=sections)
     return Evaluation(summary, scores, missing, record.get("protocol"), out / "report.html")
+
+
+def _check_scored(scored: Collection[str] | None, labels: Mapping[str, int]) -> set[str]:
+    structures = {name for name, value in labels.items() if value != 0}
+    unknown = sorted(set(scored or ()) - structures)
+    if unknown or (scored is not None and not scored):
+        raise UsageError(
+            f"scored names {', '.join(unknown) or 'nothing'}; known are {', '.join(sorted(structures))}. "
+            "Name some of these, or leave it out to score all."
+        )
+    return structures if scored is None else set(scored)
 
 
 def pair_files(

@@ -64,7 +64,8 @@ def _preprocessing(plan: VolumePlan) -> int:
         halfway = cropped[0] * network[1] * network[2]
     else:
         halfway = network[axis] * math.prod(cropped) // cropped[axis]
-    resampling = voxel * max(halfway, math.prod(network)) + 16 * SLAB_VOXELS
+    largest = max(halfway, math.prod(network))
+    resampling = voxel * largest + 16 * min(SLAB_VOXELS, max(largest, math.prod(cropped)))
     return copy + max(percentiles, resampling)
 
 

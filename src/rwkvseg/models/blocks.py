@@ -122,7 +122,7 @@ def check_image(x: Tensor, in_channels: int, *, spatial_dims: int = 2) -> None:
 
 
 def pad_to_multiple(x: Tensor, multiple: int | Sequence[int]) -> Tensor:
-    """Repeat the border of x (B, C, *spatial) until its axes are multiples of one number, or each of its own."""
+    """Repeat the border of x (B, C, *spatial) until each axis is a multiple, of one number or of its own."""
     axes = x.shape[2:]
     multiples = [multiple] * len(axes) if isinstance(multiple, int) else multiple
     # the quotients, not remainders, let an exporter see that all stages divide

@@ -4,6 +4,7 @@ Counted while the network runs on tensors without content (torch's device "meta"
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from rwkvseg.errors import MissingExtraError, UsageError
 from rwkvseg.models.registry import create_model, list_models
 from rwkvseg.models.rwkv_unet import CrossChannelMix, RWKVUNet
 
+SIZES = {2: 256, 3: 96}  # of pictures and of volumes, along every axis
+CHANNELS = {2: 3, 3: 1}
 SMALLEST = 32  # below it the deepest map of some networks is one pixel, which norms refuse in training
 _MADE_FOR_ONE_SIZE = {"monai_unetr"}
 _FLOPS_OF_WKV = 8  # a token's channel: numerator and denominator, from before and from behind, 2 FLOP a MAC
@@ -46,40 +49,82 @@ class Cost:
     """What autograd keeps in float32 for the backward pass of one image."""
 
 
-def measure(name: str, size: int, *, in_channels: int = 3, num_classes: int = 1, **overrides: Any) -> Cost:
-    """Count what the registered network `name` costs for one image of `size` pixels along every axis.
+def measure(
+    name: str,
+    size: int | Sequence[int] | None = None,
+    *,
+    in_channels: int | None = None,
+    num_classes: int = 1,
+    **overrides: Any,
+) -> Cost:
+    """Count what the registered network `name` costs for one picture or volume.
+
+    Args:
+        name: one of `list_models()`.
+        size: pixels along every axis, or along each; None: 256 for pictures, 96 for volumes.
+        in_channels: None: 3 for pictures, 1 for volumes.
+        num_classes: channels of the logits.
+        overrides: fields of the network's config.
 
     Raises:
-        UsageError: `size` is below 32, or `create_model` refuses the arguments.
+        UsageError: `size` is below 32 or has another number of axes than the network's, or `create_model`
+            refuses the arguments.
 
     >>> measure("rwkv_unet_tiny", 256).parameters
     3145761
     """
-    if size < SMALLEST:
-        raise UsageError(f"size is {size}. Give at least {SMALLEST}.")
     if name in _MADE_FOR_ONE_SIZE:
-        overrides = {"image_size": size} | overrides
-    network = create_model(name, in_channels=in_channels, num_classes=num_classes, **overrides)
+        sides = _sides(SIZES[overrides.get("spatial_dims", 2)] if size is None else size, 1)
+        overrides = {"image_size": max(sides)} | overrides
+    network = _build(name, in_channels, num_classes=num_classes, **overrides)
+    dims = getattr(network, "spatial_dims", 2)
+    sides = _sides(SIZES[dims] if size is None else size, dims)
+    if len(sides) != dims:
+        raise _OtherAxesError(f"size is {size}, {name} has {dims} axes. Give as many numbers, or one.")
+    if min(sides) < SMALLEST:
+        raise UsageError(f"size is {size}. Give at least {SMALLEST}.")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    sides = (size,) * getattr(network, "spatial_dims", 2)
     network = network.to("meta")
-    image = torch.empty(1, in_channels, *sides, device="meta")
+    image = torch.empty(1, CHANNELS[dims] if in_channels is None else in_channels, *sides, device="meta")
     macs, macs_run = count_macs(network.eval(), image)
     return Cost(name, sides, parameters, macs, macs_run, activation_bytes(network.train(), image))
 
 
-def measure_all(size: int, *, num_classes: int = 1) -> tuple[list[Cost], list[str]]:
+def _build(name: str, in_channels: int | None, **overrides: Any) -> nn.Module:
+    network = create_model(name, in_channels=in_channels or CHANNELS[2], **overrides)
+    if in_channels is None and getattr(network, "spatial_dims", 2) == 3:
+        return create_model(name, in_channels=CHANNELS[3], **overrides)
+    return network
+
+
+def _sides(size: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    return (size,) * dims if isinstance(size, int) else tuple(size)
+
+
+class _OtherAxesError(UsageError):
+    """A size for networks with another number of axes."""
+
+
+def measure_all(
+    size: int | Sequence[int] | None = None, *, num_classes: int = 1
+) -> tuple[list[Cost], list[str]]:
     """Costs of every registered network, and why some could not be built here (an extra is missing).
 
+    A size with several axes leaves out the networks that have another number of them.
+
     Raises:
-        UsageError: `size` is below 32.
+        UsageError: `size` is below 32, or no network has its number of axes.
     """
-    costs, missing = [], []
+    costs, missing, other = [], [], []
     for name in list_models():
         try:
             costs.append(measure(name, size, num_classes=num_classes))
+        except _OtherAxesError as error:
+            other.append(error)
         except MissingExtraError as error:
             missing.append(str(error))
+    if other and not costs:
+        raise other[0]
     return costs, missing
 
 

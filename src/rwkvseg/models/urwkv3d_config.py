@@ -74,7 +74,7 @@ class URWKV3dConfig:
     """Hidden channels of the ChannelMix over its channels."""
 
     init: str = "fancy"
-    """Start of decay, bonus and mixing shares: RWKV's; shares of 0.5; or that, and decay and bonus of zero."""
+    """Start of decay, bonus and mixing shares: RWKV's; shares of 0.5; or besides, decay and bonus of 0."""
 
     layer_scale: float = 1.0
     """Start of the learned factors, one a channel, of the residuals in the TSE-R blocks."""

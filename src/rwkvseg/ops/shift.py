@@ -134,7 +134,7 @@ def _move(x: Tensor, axis: int, by: int, pad: str) -> Tensor:
 def _move_at_any_size(x: Tensor, axis: int, by: int, pad: str) -> Tensor:
     """Return the same without a branch on the size, which is unknown while a graph is exported."""
     place = torch.arange(x.shape[axis], device=x.device)
-    last = place.amax()
+    last = place[-1]
     source = place - by * (last >= abs(by)).to(place.dtype)
     moved = x.index_select(axis, torch.minimum(source.clamp_min(0), last))
     if pad == "replicate":

@@ -22,8 +22,19 @@ class DataSettings(Settings):
     path: Path | None = None
     layout: Literal["auto", "images", "nnunet", "msd"] = "auto"
     labels: dict[str, int] | None = None  # name -> value; None: as the data folder says
+    scored: tuple[str, ...] | None = None  # names of the structures that the evaluation counts; None: all
     licence: str = "not stated"
     citation: str = ""
+
+    @model_validator(mode="after")
+    def _scored_are_labels(self) -> Self:
+        if self.scored is not None and self.labels is not None:
+            unknown = [name for name in self.scored if not self.labels.get(name)]
+            if unknown or not self.scored:
+                raise ValueError(
+                    f"scored names {', '.join(unknown) or 'nothing'}, which is no structure of labels"
+                )
+        return self
 
     @field_validator("labels")
     @classmethod

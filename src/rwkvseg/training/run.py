@@ -246,6 +246,7 @@ class _Run:
                 labels=self.labels,
                 layout=self.recipe.data.layout,
                 only={case.id for case in files},
+                scored=self.recipe.data.scored,
                 seed=self.recipe.training.seed,
                 context={
                     "recipe": self.recipe.name,
