@@ -69,7 +69,8 @@ def draw_sizes(
             ticks = [size**dimensions / 1e6 for size in sizes]
             axis.set_xticks(ticks, [f"{size}{power}" for size in sizes], rotation=60, fontsize=7)
             axis.set(xlabel="pixels" if dimensions == 2 else "voxels", ylabel=name, ylim=(0, None))
-            axis.legend(frameon=False, fontsize=7)
+            # a long label must not leave the axes without room
+            axis.legend(frameon=False, fontsize=7).set_in_layout(False)
 
 
 def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], path: Path, part: str) -> None:
