@@ -34,7 +34,7 @@ def test_cubes_are_counted_and_their_memory_too():
 
 def test_compute_and_memory_of_a_network_for_volumes_are_proportional_to_voxels():
     network = create_model("urwkv3d_tiny", in_channels=1, num_classes=2, widths=[4] * 5).eval()
-    rows = measure_sizes(network, [16, 32, 48], CPU, repeats=1)
+    rows = measure_sizes(network, [16, 32], CPU, repeats=1)
     for key in ("macs", "peak_bytes"):
         fit = fit_line(rows, key, 3)
         assert fit["exponent"] == pytest.approx(1, abs=0.02), key
