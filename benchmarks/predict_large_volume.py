@@ -6,8 +6,8 @@
 Makes a CT-like NIfTI (int16, 0.76 x 0.76 x 1 mm, oblique, LPS order) and a network with random weights in a
 temporary folder, predicts in a process of its own, and reads the peak of that process's resident memory
 (ru_maxrss) when it ends. --spacing 0 keeps the file's own grid. Beside it stands what the plan said before a
-voxel was read, for this spacing and for others. Exit code 1 where the peak exceeds --max-memory or the plan, or
-where the label map does not lie on the file's grid.
+voxel was read, for this spacing and for others. Exit code 1 where the peak exceeds --max-memory or the plan,
+or where the label map does not lie on the file's grid.
 """
 
 import argparse
@@ -118,11 +118,9 @@ def plan_rows(folder: Path, options: argparse.Namespace, spacings: Sequence[floa
         plan = predictor.check_memory(geometry)
         needed = memory_needed(plan, window)
         most = max(needed.values())
-        shape = by(plan.grid.network_shape)
-        sizes = " | ".join(show_size(size) for size in needed.values())
-        rows.append(
-            f"| {by(plan.preprocessing.spacing or FILE_SPACING)} | {shape} | {plan.windows.count} | {sizes} | {show_size(most)} |"
-        )
+        grids = f"{by(plan.preprocessing.spacing or FILE_SPACING)} | {by(plan.grid.network_shape)}"
+        sizes = " | ".join(show_size(size) for size in [*needed.values(), most])
+        rows.append(f"| {grids} | {plan.windows.count} | {sizes} |")
     return rows, most
 
 
@@ -164,7 +162,7 @@ def table(options: argparse.Namespace, rows: list[str], result: list[str]) -> st
         "",
         "What the plan says before a voxel is read; the last row is the run above:",
         "",
-        "| network's spacing (mm) | its grid | windows | reading | preprocessing | windows | writing | most |",
+        "| spacing (mm) | network's grid | windows | reading | preprocessing | windows | writing | most |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
     ]

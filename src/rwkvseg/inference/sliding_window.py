@@ -57,10 +57,9 @@ class Windows:
     @property
     def inner(self) -> tuple[slice, ...]:
         """Part of every window that lies in the volume."""
-        befores = [max(0, side - n) // 2 for n, side in zip(self.shape, self.patch, strict=True)]
+        first = [max(0, side - n) // 2 for n, side in zip(self.shape, self.patch, strict=True)]
         return tuple(
-            slice(before, before + min(side, n))
-            for before, n, side in zip(befores, self.shape, self.patch, strict=True)
+            slice(row, row + min(side, n)) for row, n, side in zip(first, self.shape, self.patch, strict=True)
         )
 
     @property

@@ -31,7 +31,7 @@ def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
         "reading": PROGRAM + image + max(stacked, item * own),
         "preprocessing": PROGRAM + image + inputs + _preprocessing(plan),
         "windows": PROGRAM + image + inputs + own + _windows(plan, window_bytes),
-        "writing": PROGRAM + image + 3 * own,
+        "writing": PROGRAM + 2 * image + 3 * own,  # an overlay takes percentiles of a copy
     }
 
 
