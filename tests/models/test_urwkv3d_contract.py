@@ -14,6 +14,7 @@ from volumes import OPTIONS, SMALL, small_network, volumes
 from onnx_files import check_onnx, open_onnx, write_onnx
 from rwkvseg.errors import ModelFileError, ShapeError, UsageError
 from rwkvseg.models import create_model, list_models
+from rwkvseg.models.blocks3d import InstanceNorm3d
 from rwkvseg.models.counting import measure
 
 NAMES = [name for name in list_models() if name.startswith("urwkv3d")]
@@ -120,7 +121,7 @@ def test_every_voxel_sees_every_other() -> None:
     for mixer in ("wkv", "none"):
         network = small_network(mixer=mixer, depths=(0, 0, 1, 0), kernels=((1, 1, 1),) * 5, shift=0).double()
         for module in network.modules():
-            if isinstance(module, torch.nn.InstanceNorm3d):  # its means see everything, too
+            if isinstance(module, InstanceNorm3d):  # its means see everything, too
                 module.forward = partial(_scale_only, module)  # type: ignore[method-assign]
         x = volumes(1, 1, *size).double().requires_grad_()
         network.eval()(x)[0, :, 0, 0, 0].sum().backward()
@@ -129,7 +130,7 @@ def test_every_voxel_sees_every_other() -> None:
     assert seen["none"] == 0 < seen["wkv"]
 
 
-def _scale_only(norm: torch.nn.InstanceNorm3d, x: Tensor) -> Tensor:
+def _scale_only(norm: InstanceNorm3d, x: Tensor) -> Tensor:
     return x * norm.weight.view(-1, 1, 1, 1) + norm.bias.view(-1, 1, 1, 1)
 
 
@@ -204,26 +205,24 @@ def test_what_only_networks_for_pictures_have_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["default", "one_scan", "bi_mamba"])
-def test_it_compiles(option: str) -> None:
-    network = small_network(**OPTIONS[option]).eval()
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
-    for size in [(32, 16, 48), (32, 48, 20)]:
-        x = volumes(1, 1, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
+def test_it_compiles() -> None:
+    network, x = small_network(depths=(0, 1, 0, 0)), volumes(1, 1, 16, 20, 32)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for ours, theirs in zip(compiled(x), network(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow  # torch reasons about every symbolic size
-def test_an_onnx_file_for_all_sizes_gives_the_logits_of_torch(tmp_path: Path) -> None:
+@pytest.mark.slow  # torch reasons about every symbolic size: one axis here, since all three take minutes
+def test_an_onnx_file_for_all_depths_gives_the_logits_of_torch(tmp_path: Path) -> None:
     network, path = small_network(depths=(0, 0, 1, 0)).eval(), tmp_path / "tiny.onnx"
-    exported = (2, 1, 32, 48, 32)
-    write_onnx(network, (volumes(*exported),), (dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC),), path)
+    write_onnx(network, (volumes(1, 1, 48, 32, 16),), ({2: Dim.DYNAMIC},), path)
     check_onnx(path)
     in_onnxruntime = open_onnx(path)
-    for shape in (exported, (1, 1, 17, 33, 50), (3, 1, 16, 16, 16), (1, 1, 1, 40, 5), (1, 1, 1, 1, 1)):
+    for depth in (48, 1, 35):
+        x = volumes(1, 1, depth, 32, 16)
         with torch.no_grad():
-            expected = network(volumes(*shape))
+            expected = network(x)
         torch.testing.assert_close(
-            in_onnxruntime(volumes(*shape)), expected, rtol=0, atol=1e-4 * min(1.0, float(expected.std()))
+            in_onnxruntime(x), expected, rtol=0, atol=1e-4 * min(1.0, float(expected.std()))
         )

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.resolution import in_channels
 from rwkvseg.models.blocks import SqueezeExcite
+from rwkvseg.models.blocks3d import InstanceNorm3d
 
-_POOLING = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, SqueezeExcite)
+_POOLING = (nn.InstanceNorm2d, nn.InstanceNorm3d, InstanceNorm3d, SqueezeExcite)
 
 SHARES = (0.2, 0.5, 0.9, 0.99)  # of the whole gradient
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rwkvseg.models.blocks import DropPath
 from rwkvseg.models.urwkv3d_strides import Triple
-from rwkvseg.ops.backends import is_exporting
+from rwkvseg.ops import instance_norm
 
 POINT = (1, 1, 1)
 
@@ -20,24 +20,21 @@ class LayerNorm3d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """Instance norm with weight and bias, for maps of a single voxel too: there it gives the bias.
+class InstanceNorm3d(nn.Module):
+    """Instance norm with weight and bias, and GELU if wanted, for maps of a single voxel too.
 
     x: (B, C, D, H, W) -> same.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
+    def __init__(self, channels: int, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each volume over its voxels."""
-        if (
-            is_exporting()
-        ):  # torch's operator itself: the module's check of the size would become part of the graph
-            return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
-        if x.shape[2] * x.shape[3] * x.shape[4] == 1:
-            return (x - x) * self.weight.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
-        return super().forward(x)
+        return instance_norm(x, self.weight, self.bias, gelu=self.gelu)
 
 
 def conv(
@@ -60,8 +57,7 @@ def conv_norm(
     """`conv`, instance norm and, if wanted, GELU."""
     return nn.Sequential(
         conv(in_channels, out_channels, kernel, stride=stride, groups=groups),
-        InstanceNorm3d(out_channels),
-        *([nn.GELU()] if activate else []),
+        InstanceNorm3d(out_channels, gelu=activate),
     )
 
 

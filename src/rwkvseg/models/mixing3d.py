@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkvseg.models.urwkv3d_config import URWKV3dConfig
-from rwkvseg.ops import bi_wkv, gated_layer_norm
+from rwkvseg.ops import bi_wkv, gated_layer_norm, spatial_shift_and_mix
 from rwkvseg.ops.scan_order import from_tokens, to_tokens
-from rwkvseg.ops.shift import spatial_shift
 
 
 class ShiftMix3d(nn.Module):
@@ -27,16 +26,19 @@ class ShiftMix3d(nn.Module):
         super().__init__()
         self.num_mixes = len(shares)
         self.mix = nn.Parameter(shares.flatten()) if config.shift else None
-        self.options = {"shift": config.shift, "gamma": config.gamma, "pad": config.shift_pad}
+        self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
         """Shift and mix."""
-        here = x.permute(0, 2, 3, 4, 1)
         if self.mix is None:
-            return here.expand(self.num_mixes, *here.shape)
-        beside = spatial_shift(x, **self.options).permute(0, 2, 3, 4, 1)  # type: ignore[arg-type]
-        shares = self.mix.to(x.dtype).view(self.num_mixes, 1, 1, 1, 1, -1)
-        return torch.lerp(beside, here, shares)
+            return x.permute(0, 2, 3, 4, 1).expand(self.num_mixes, -1, -1, -1, -1, -1)
+        return spatial_shift_and_mix(
+            x,
+            self.mix.view(self.num_mixes, -1),
+            shift=self.config.shift,
+            gamma=self.config.gamma,
+            pad=self.config.shift_pad,
+        )
 
 
 class SpatialMix3d(nn.Module):
@@ -66,20 +68,23 @@ class SpatialMix3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token with all others."""
         mixed = self.shift(x)  # (3, B, D, H, W, C)
-        k, v, r = torch.bmm(mixed.flatten(1, 4), self.project_in.mT).view(mixed.shape).unbind()
-        y = self.scan(k, v) if self.orders else v
+        projected = torch.bmm(mixed.flatten(1, 4), self.project_in.mT).view(mixed.shape)
+        kv, r = projected[:2], projected[2]
+        y = self.scan(kv) if self.orders else kv[1]
         gated = gated_layer_norm(y, r, self.norm.weight, self.norm.bias, self.norm.eps)
         out: Tensor = self.output(gated)
         return out.permute(0, 4, 1, 2, 3)
 
-    def scan(self, k: Tensor, v: Tensor) -> Tensor:
-        """Weighted sum of the WKVs in all orders. k, v: (B, D, H, W, C) -> same."""
-        _, *size, channels = k.shape
+    def scan(self, kv: Tensor) -> Tensor:
+        """Weighted sum of the WKVs in all orders. kv: (2, B, D, H, W, C) -> (B, D, H, W, C)."""
+        batch, *size, channels = kv.shape[1:]
         num_tokens = size[0] * size[1] * size[2]
-        repeat = len(self.orders) * channels // self.decay.numel()
-        w, u = (x.repeat(repeat) / num_tokens for x in (self.decay, self.bonus))
-        # the orders as further channels: one call
-        y = bi_wkv(w, u, to_tokens(k, self.orders), to_tokens(v, self.orders))
+        w, u = self.decay / num_tokens, self.bonus / num_tokens
+        if w.numel() < len(self.orders) * channels:  # shared
+            w, u = w.repeat(len(self.orders)), u.repeat(len(self.orders))
+        # orders are further channels, keys and values one batch: few large steps, since launches cost time
+        k, v = to_tokens(kv.flatten(0, 1), self.orders).view(2, batch, num_tokens, -1).unbind()
+        y = bi_wkv(w, u, k, v)
         fused: Tensor = self.fusion(from_tokens(y, (size[0], size[1], size[2]), self.orders))
         return fused
 

@@ -1,6 +1,12 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
-from rwkvseg.ops.fused import gated_layer_norm, residual_layer_norm, shift_and_mix
+from rwkvseg.ops.fused import (
+    gated_layer_norm,
+    instance_norm,
+    residual_layer_norm,
+    shift_and_mix,
+    spatial_shift_and_mix,
+)
 from rwkvseg.ops.shift import q_shift, spatial_shift
 from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
@@ -8,9 +14,11 @@ __all__ = [
     "available_backends",
     "bi_wkv",
     "gated_layer_norm",
+    "instance_norm",
     "naive_bi_wkv",
     "q_shift",
     "residual_layer_norm",
     "shift_and_mix",
     "spatial_shift",
+    "spatial_shift_and_mix",
 ]

@@ -1,10 +1,18 @@
 """The neighbours of Bi-WKV in RWKV's blocks, each in one pass over memory where Triton runs.
 
-shift.py and norm.py hold the definitions, which are also the plain-torch forms: on the CPU torch's own
-lerp, layer_norm and sigmoid are the best there is. operators.py registers the Triton forms with torch.
+shift*.py and *norm.py hold the definitions, which are also the plain-torch forms: on the CPU
+torch's own lerp, layer_norm and sigmoid are the best there is. operators.py registers the Triton forms.
 """
 
+from rwkvseg.ops.fused.instance_norm import instance_norm
 from rwkvseg.ops.fused.norm import gated_layer_norm, residual_layer_norm
 from rwkvseg.ops.fused.shift import shift_and_mix
+from rwkvseg.ops.fused.shift3d import spatial_shift_and_mix
 
-__all__ = ["gated_layer_norm", "residual_layer_norm", "shift_and_mix"]
+__all__ = [
+    "gated_layer_norm",
+    "instance_norm",
+    "residual_layer_norm",
+    "shift_and_mix",
+    "spatial_shift_and_mix",
+]

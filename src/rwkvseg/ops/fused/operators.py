@@ -31,6 +31,24 @@ def triton_shift_and_mix_backward(
     return triton_shift.backward(x, mixes, gradients)
 
 
+@torch.library.custom_op("rwkvseg::spatial_shift_and_mix", mutates_args=())
+def triton_spatial_shift_and_mix(x: Tensor, mixes: Tensor, shift: int, group: int) -> Tensor:
+    """See `rwkvseg.ops.spatial_shift_and_mix`. x: (B, D, H, W, C), mixes: (M, C) -> (M, B, D, H, W, C)."""
+    from rwkvseg.ops.fused import triton_shift3d
+
+    return triton_shift3d.forward(x, mixes, shift, group)
+
+
+@torch.library.custom_op("rwkvseg::spatial_shift_and_mix_backward", mutates_args=())
+def triton_spatial_shift_and_mix_backward(
+    x: Tensor, mixes: Tensor, g: Tensor, shift: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of the mixes in float32."""
+    from rwkvseg.ops.fused import triton_shift3d
+
+    return triton_shift3d.backward(x, mixes, g, shift, group)
+
+
 @torch.library.custom_op("rwkvseg::gated_layer_norm", mutates_args=())
 def triton_gated_layer_norm(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `rwkvseg.ops.gated_layer_norm`, which checks the arguments."""
@@ -69,6 +87,26 @@ def triton_residual_layer_norm_backward(
     return triton_norm.backward_residual(y, weight, scale, g, eps)
 
 
+@torch.library.custom_op("rwkvseg::instance_norm", mutates_args=())
+def triton_instance_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """See `rwkvseg.ops.instance_norm`; also what the backward pass needs, (B, C, 2) in float32."""
+    from rwkvseg.ops.fused import triton_instance_norm as kernels
+
+    return kernels.forward(x, weight, bias, eps, gelu)
+
+
+@torch.library.custom_op("rwkvseg::instance_norm_backward", mutates_args=())
+def triton_instance_norm_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, g: Tensor, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of weight and bias as one (C, 2) in float32."""
+    from rwkvseg.ops.fused import triton_instance_norm as kernels
+
+    return kernels.backward(x, weight, bias, stats, g, gelu)
+
+
 def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -81,6 +119,16 @@ def _(x: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
 @triton_shift_and_mix_backward.register_fake
 def _(x: Tensor, mixes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return _like(x), x.new_empty((len(mixes), x.shape[-1]), dtype=torch.float32)
+
+
+@triton_spatial_shift_and_mix.register_fake
+def _(x: Tensor, mixes: Tensor, shift: int, group: int) -> Tensor:
+    return x.new_empty((mixes.shape[0], *x.shape))
+
+
+@triton_spatial_shift_and_mix_backward.register_fake
+def _(x: Tensor, mixes: Tensor, g: Tensor, shift: int, group: int) -> tuple[Tensor, Tensor]:
+    return _like(x), mixes.new_empty(mixes.shape, dtype=torch.float32)
 
 
 @triton_gated_layer_norm.register_fake
@@ -105,6 +153,16 @@ def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) ->
     return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
 
 
+@triton_instance_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32)
+
+
+@triton_instance_norm_backward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, g: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    return _like(x), stats.new_empty((x.shape[1], 2))
+
+
 def _save_shift(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, mixes = inputs
     ctx.save_for_backward(x, *mixes)
@@ -114,6 +172,17 @@ def _shift_gradients(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor, list[Te
     x, *mixes = ctx.saved_tensors
     gx, of_mixes = triton_shift_and_mix_backward(x, mixes, gradients)
     return gx, [g.to(mix.dtype) for g, mix in zip(of_mixes.unbind(), mixes, strict=True)]
+
+
+def _save_spatial_shift(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mixes, ctx.shift, ctx.group = inputs
+    ctx.save_for_backward(x, mixes)
+
+
+def _spatial_shift_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, mixes = ctx.saved_tensors
+    gx, of_mixes = triton_spatial_shift_and_mix_backward(x, mixes, g, ctx.shift, ctx.group)
+    return gx, of_mixes.to(mixes.dtype), None, None
 
 
 def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,11 +209,28 @@ def _residual_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return gy, g, gw, gb, None, None
 
 
+def _save_instance_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, _, ctx.gelu = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, bias, output[1])
+
+
+def _instance_norm_gradients(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, stats = ctx.saved_tensors
+    gx, of_parameters = triton_instance_norm_backward(x, weight, bias, stats, g, ctx.gelu)
+    gw, gb = of_parameters.to(weight.dtype).unbind(1)
+    return gx, gw, gb, None, None
+
+
+triton_instance_norm.register_autograd(_instance_norm_gradients, setup_context=_save_instance_norm)
 triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shift)
+triton_spatial_shift_and_mix.register_autograd(_spatial_shift_gradients, setup_context=_save_spatial_shift)
 triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
 triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
 for _forward, _backward, _name in (
+    (triton_instance_norm, triton_instance_norm_backward, "instance_norm"),
     (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
+    (triton_spatial_shift_and_mix, triton_spatial_shift_and_mix_backward, "spatial_shift_and_mix"),
     (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
     (triton_residual_layer_norm, triton_residual_layer_norm_backward, "residual_layer_norm"),
 ):
