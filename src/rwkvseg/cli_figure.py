@@ -63,23 +63,28 @@ def erf(
 def resolution(
     model: ModelsOption,
     out: OutOption = Path("resolution.png"),
-    sizes: Annotated[str, typer.Option(help="Sides of the pictures.")] = "224,256,384,512,640,768,896,1024",
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Sides of pictures or cubes [default: 224 to 1024; of volumes 48 to 192]."),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Timed passes of each.", min=1)] = 5,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Count and time networks on pictures of growing size.
+    """Count and time networks on pictures or volumes of growing size.
 
-    Example:
+    Examples:
         rwkvseg figure resolution -m rwkv_unet_tiny -m unet=monai_basic_unet -o resolution.svg
+
+        rwkvseg figure resolution -m "tiny=urwkv3d_tiny:in_channels=1;num_classes=14" -o volumes.svg
     """
     from rwkvseg.inference.figures import figure_of_sizes, read_sizes
 
-    chosen = read_sizes(sizes)
+    chosen = None if sizes is None else read_sizes(sizes)
     console = Console()
-    with progress_bar(console, "measuring", len(model) * len(chosen)) as advance:
+    with progress_bar(console, "measuring") as advance:
         written = figure_of_sizes(
-            model, out, sizes=chosen, repeats=repeats, seed=seed, device=device.value, on_size=advance
+            model, out, sizes=chosen, repeats=repeats, seed=seed, device=device.value, on_step=advance
         )
     _say(console, out, written)
 

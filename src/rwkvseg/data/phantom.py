@@ -85,7 +85,7 @@ def write_phantom(
         else make_phantom_3d(number, (shape[0], shape[1], shape[2]), seed=seed)
     )
     for case in cases:
-        _write_case(folder, case)
+        write_case(folder, case)
     write_json(folder / "dataset.json", _description(number, dimensions, seed))
 
 
@@ -142,7 +142,8 @@ def _affine(
     return affine
 
 
-def _write_case(folder: Path, case: Case) -> None:
+def write_case(folder: Path, case: Case) -> None:
+    """Write a labelled case into a data folder: PNG of pictures, NIfTI of volumes."""
     assert case.label is not None
     if case.affine is None:
         write_picture(folder / "images" / f"{case.id}.png", case.image[0])

@@ -40,20 +40,37 @@ def draw_fields(fields: Mapping[str, NDArray[np.float64]], path: Path) -> None:
         )
 
 
-def draw_sizes(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Multiply-accumulates (left) and milliseconds (right) against the side of the picture."""
-    with _figure(path, 2, width=4.6, height=3.6) as (left, right):
-        for place, (label, measured) in enumerate(rows.items()):
-            colour = COLOURS[place % len(COLOURS)]
+def draw_sizes(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    fits: Mapping[str, Mapping[str, Mapping[str, float]]],
+    path: Path,
+    *,
+    dimensions: int = 2,
+) -> None:
+    """Multiply-accumulates, milliseconds and peak memory against the pixels, a dashed line through each."""
+    panels = (
+        ("macs", 1e9, "multiply-accumulates (G)"),
+        ("milliseconds", 1, f"median time of one {'picture' if dimensions == 2 else 'volume'} (ms)"),
+        ("peak_bytes", 2**30, "peak memory (GiB)"),
+    )
+    power = {2: "²", 3: "³"}[dimensions]
+    with _figure(path, len(panels), width=4.0, height=3.6) as axes:
+        for axis, (key, unit, name) in zip(axes, panels, strict=True):
+            for place, (label, measured) in enumerate(rows.items()):
+                colour, fit = COLOURS[place % len(COLOURS)], fits[label][key]
+                pixels = np.array([row["size"] ** dimensions for row in measured])
+                text = f"{label} (exponent {fit['exponent']:.2f})"
+                axis.plot(
+                    pixels / 1e6, [row[key] / unit for row in measured], "o", ms=4, color=colour, label=text
+                )
+                line = (fit["at_zero"] + fit["per_pixel"] * pixels) / unit
+                axis.plot(pixels / 1e6, line, linestyle="--", linewidth=1, color=colour)
             sizes = [row["size"] for row in measured]
-            pixels = [size**2 / 1e6 for size in sizes]
-            left.plot(pixels, [row["macs"] / 1e9 for row in measured], marker=".", color=colour, label=label)
-            right.plot(pixels, [row["milliseconds"] for row in measured], marker=".", color=colour)
-        for axis, name in ((left, "multiply-accumulates (G)"), (right, "median time of one picture (ms)")):
-            ticks = dict(zip(pixels, sizes, strict=True))
-            axis.set_xticks(list(ticks), [f"{size}²" for size in ticks.values()], rotation=60, fontsize=7)
-            axis.set(xlabel="pixels", ylabel=name, ylim=(0, None))
-        left.legend(frameon=False, fontsize=8)
+            ticks = [size**dimensions / 1e6 for size in sizes]
+            axis.set_xticks(ticks, [f"{size}{power}" for size in sizes], rotation=60, fontsize=7)
+            axis.set(xlabel="pixels" if dimensions == 2 else "voxels", ylabel=name, ylim=(0, None))
+            # a long label must not leave the axes without room
+            axis.legend(frameon=False, fontsize=7).set_in_layout(False)
 
 
 def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], path: Path, part: str) -> None:

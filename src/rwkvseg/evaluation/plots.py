@@ -1,8 +1,8 @@
-"""How the scores are spread over cases: one box a class, one point a case. Imports matplotlib when called."""
+"""Plots of reports, as PNG: how scores are spread over cases, and weights of scan orders over a training."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rwkvseg.evaluation.protocols import ClassScore
 
-_BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
+_BLUE, _ORANGE, _GREEN, _INK = "#0072B2", "#D55E00", "#009E73", "#222222"
+_PANELS_A_ROW = 4
 
 
 def distribution_plot(scores: Sequence[ClassScore], unit: str) -> bytes:
@@ -66,3 +67,36 @@ def _draw_box(axes: Any, row: int, values: NDArray[np.float64]) -> None:
     axes.hlines(row, third, within.max(), color=_INK, linewidth=1.0)
     axes.barh(row, third - first, left=first, height=0.5, facecolor="none", edgecolor=_INK, linewidth=1.0)
     axes.vlines(median, row - 0.25, row + 0.25, color=_INK, linewidth=2.0)
+
+
+def fusion_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw one panel a block: the weight of each scan order against the epoch, as PNG.
+
+    rows: epoch (-1 before the first), block, and a weight under the name of each order.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    blocks = list(dict.fromkeys(row["block"] for row in rows))
+    columns = min(_PANELS_A_ROW, len(blocks))
+    lines = -(-len(blocks) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * lines + 0.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    orders = [key for key in rows[0] if key not in ("epoch", "block")]
+    for panel, block in zip(axes, blocks, strict=False):
+        own = [row for row in rows if row["block"] == block]
+        for order, colour in zip(orders, (_BLUE, _ORANGE, _GREEN), strict=False):
+            weights = [row[order] for row in own]
+            panel.plot([int(row["epoch"]) + 1 for row in own], weights, ".-", color=colour, label=order)
+        panel.set_title(block, fontsize=8, parse_math=False)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+    for panel in axes[len(blocks) :]:
+        panel.set_visible(False)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("weight", fontsize=9)
+    axes[0].legend(frameon=False, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()

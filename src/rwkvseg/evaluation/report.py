@@ -7,6 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -30,7 +31,17 @@ from rwkvseg.output import write_text
 _EMPTY = ("missed", "false_positive", "absent")
 _DASH = "\N{EN DASH}"
 
-__all__ = ["Picture", "draw_overlay", "make_picture", "representative_cases", "write_report"]
+__all__ = ["Picture", "Section", "draw_overlay", "make_picture", "representative_cases", "write_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What else a report shows: a heading, a plot as PNG, a table (heads first), and what is to be seen."""
+
+    heading: str
+    note: str
+    table: Sequence[Sequence[str]]
+    png: bytes
 
 
 def write_report(
@@ -40,6 +51,7 @@ def write_report(
     pictures: Mapping[str, Sequence[Picture]],
     *,
     context: Mapping[str, str],
+    sections: Sequence[Section] = (),
 ) -> None:
     """Write the report of an evaluation as one self-contained HTML file.
 
@@ -50,6 +62,7 @@ def write_report(
         pictures: heading ("best", "median", "worst") to the pictures below it.
         context: what a reader must know, name to value: data, checkpoint, date, version. "title" is the
             heading of the page.
+        sections: what else is to be shown, after the pictures.
 
     Raises:
         OutputError: the file cannot be written.
@@ -62,6 +75,7 @@ def write_report(
         _section("Empty structures, and what they did to the figures", _listed(exclusions(summary))),
         _section("Spread over cases", _plot(summary, scores)),
         *_picture_sections(scores, pictures),
+        *(_section(section.heading, _shown(section)) for section in sections),
         _section("How the figures are defined", _listed(conventions(summary))),
         _section("Every case", _case_table(summary, scores)),
     ]
@@ -77,6 +91,13 @@ def write_report(
 
 def _section(heading: str, content: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
+
+
+def _shown(section: Section) -> str:
+    heads, *rows = section.table
+    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>{_cells(row[1:])}</tr>' for row in rows)
+    table = f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+    return f'{_embedded(section.png, section.heading)}{table}<p class="note">{escape(section.note)}</p>'
 
 
 def _headline(summary: Summary) -> str:

@@ -16,7 +16,7 @@ from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values
 from rwkvseg.errors import DataError, GeometryError, UsageError
 from rwkvseg.evaluation.protocols import ClassScore, Protocol, distance_unit, score_case
-from rwkvseg.evaluation.report import Picture, make_picture, representative_cases, write_report
+from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
 from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
 from rwkvseg.inference.predict import RECORD
 from rwkvseg.inference.predictor import LabelMap
@@ -69,6 +69,7 @@ def evaluate(
     scored: Collection[str] | None = None,
     seed: int = 0,
     context: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
     on_case: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
     """Score every prediction and write scores.csv, summary.json and report.html into `out`.
@@ -86,6 +87,7 @@ def evaluate(
         scored: names of the structures that count, where the literature leaves some out; None for all.
         seed: of the bootstrap.
         context: lines for the head of the report.
+        sections: what else the report shows.
         on_case: called with (done, total) after each case.
 
     Raises:
@@ -131,7 +133,7 @@ def evaluate(
     pictures = _pictures(pairs, scores, summary, labels)
     write_csv(out / "scores.csv", scores, summary.unit)
     _write_summary(out / "summary.json", summary, scores, pairs, missing)
-    write_report(out / "report.html", summary, scores, pictures, context=lines)
+    write_report(out / "report.html", summary, scores, pictures, context=lines, sections=sections)
     return Evaluation(summary, scores, missing, record.get("protocol"), out / "report.html")
 
 

@@ -1,7 +1,9 @@
 """Figures with the numbers that they stand for: the picture, and a JSON file of the same name beside it."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from rwkvseg.evaluation.tradeoff import pareto_front, read_points
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.named_networks import named_networks
 from rwkvseg.inference.receptive_field import describe_field, receptive_field
-from rwkvseg.inference.resolution import measure_sizes
+from rwkvseg.inference.resolution import fit_line, measure_sizes, spatial_dims
 from rwkvseg.output import write_json
 
 STRIDE = 16
+SIDES = {2: (224, 256, 384, 512, 640, 768, 896, 1024), 3: (48, 64, 80, 96, 128, 160, 192)}
+MEASURED = ("macs", "milliseconds", "peak_bytes")
 
 
 def _nothing() -> None:
@@ -101,22 +105,22 @@ def figure_of_sizes(
     models: Sequence[str],
     out: Path,
     *,
-    sizes: Sequence[int],
+    sizes: Sequence[int] | None = None,
     repeats: int = 5,
     seed: int = 0,
     device: str = "auto",
-    on_size: Callable[[], None] = _nothing,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Path:
-    """Draw compute and time against the side of the picture; returns the file of the numbers.
+    """Draw compute, time and peak memory against the pixels, with straight lines; returns the numbers' file.
 
     Args:
-        models: as `named_networks` takes them.
+        models: as `named_networks` takes them, all for pictures or all for volumes.
         out: the picture.
-        sizes: sides of the square pictures.
+        sizes: sides of the square pictures or cubes; None takes `SIDES`.
         repeats: timed passes of each.
         seed: of fresh weights.
         device: "auto", "cpu" or "cuda".
-        on_size: called after each size of each network.
+        on_step: called with (done, total) after each size of each network.
 
     Raises:
         UsageError, ModelFileError, OutputError: what cannot be used is named.
@@ -124,13 +128,44 @@ def figure_of_sizes(
     check_picture_name(out)
     chosen = choose_device(device)
     networks = named_networks(models, chosen, seed=seed)
+    found = {label: spatial_dims(network) for label, network in networks.items()}
+    if len(set(found.values())) != 1:
+        told = ", ".join(f"{label} takes {axes} axes" for label, axes in found.items())
+        raise UsageError(f"{told}. Draw pictures and volumes apart; MONAI's take spatial_dims=3.")
+    dimensions = next(iter(found.values()))
+    sides = SIDES[dimensions] if sizes is None else sizes
+    steps = count(1)
     rows = {
-        label: measure_sizes(network, sizes, chosen, repeats=repeats, on_size=on_size)
+        label: measure_sizes(
+            network,
+            sides,
+            chosen,
+            repeats=repeats,
+            on_size=lambda: on_step(next(steps), len(networks) * len(sides)),
+        )
         for label, network in networks.items()
     }
-    draw_sizes(rows, out)
-    settings = {"batch": 1, "repeats": repeats, "counted": "convolutions and matrix products"}
+    fits = {
+        label: {key: fit_line(measured, key, dimensions) for key in MEASURED}
+        for label, measured in rows.items()
+    }
+    draw_sizes(rows, fits, out, dimensions=dimensions)
+    settings = {
+        "dimensions": dimensions,
+        "batch": 1,
+        "repeats": repeats,
+        "counted": "convolutions and matrix products",
+        "peak_memory": "measured" if chosen.type == "cuda" else "counted",
+        "fits": {label: _without_nan(fit) for label, fit in fits.items()},
+    }
     return _write_numbers(out, models, chosen, settings, rows)
+
+
+def _without_nan(fit: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {
+        key: {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        for key, numbers in fit.items()
+    }
 
 
 def figure_of_runs(runs: Iterable[str], out: Path, *, part: str = "test") -> Path:

@@ -4,13 +4,19 @@ Of the deepest map's middle pixel, summed over channels, the absolute gradient b
 network looks from there. Averaged over pictures and summed over colours.
 """
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rwkvseg.errors import UsageError
+from rwkvseg.inference.resolution import in_channels
+from rwkvseg.models.blocks import SqueezeExcite
+from rwkvseg.models.blocks3d import InstanceNorm3d
+
+_POOLING = (nn.InstanceNorm2d, nn.InstanceNorm3d, InstanceNorm3d, SqueezeExcite)
 
 SHARES = (0.2, 0.5, 0.9, 0.99)  # of the whole gradient
 
@@ -73,3 +79,39 @@ def describe_field(field: Tensor) -> dict[str, Any]:
         "share_beyond_a_quarter_of_the_side": share_beyond(field, 0.25),
         "area_above_a_thousandth_of_the_largest": float((field > field.max() / 1000).double().mean()),
     }
+
+
+def reach(network: nn.Module, size: Sequence[int], *, axis: int = 0, stride: int = 16) -> int:
+    """How many pixels away along `axis` a pixel's logits look, beside what is pooled.
+
+    Found as the pixels whose gradient is not exactly zero, in double precision, of pixels at all places of a
+    cell of `stride` in the middle. Instance norms and squeeze-excite, by which all pixels depend on all
+    others through a few means, are left out. A network without limit gives about half the length.
+
+    Args:
+        network: (1, in_channels, *size) -> logits on the same grid; it is not changed.
+        size: of the image; the middle should be farther from its ends than what is looked for.
+        axis: along which.
+        stride: of the network's deepest map.
+    """
+    plain = _without_pooling(copy.deepcopy(network)).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, in_channels(network), *size, dtype=torch.double, generator=generator)
+    x.requires_grad_()
+    logits = plain(x)
+    farthest = 0
+    for place in range(size[axis] // 2, min(size[axis], size[axis] // 2 + stride)):
+        index = [slice(None), slice(None), *(length // 2 for length in size)]
+        index[2 + axis] = place
+        (gradient,) = torch.autograd.grad(logits[tuple(index)].sum(), x, retain_graph=True)
+        seen = gradient.abs().movedim(2 + axis, 0).flatten(1).amax(1).nonzero().flatten()
+        farthest = max(farthest, int((seen - place).abs().max()))
+    return farthest
+
+
+def _without_pooling(network: nn.Module) -> nn.Module:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _POOLING):
+                setattr(module, name, nn.Identity())
+    return network

@@ -44,10 +44,12 @@ class WidthsConfig(BaselineConfig):
     """Channels of every level, see docs/reference/baselines.md; as many as the default has."""
 
     levels: int
-    """How many they are; not to be changed."""
+    """How many they are; only monai_unet takes another number, from 2 on."""
 
     def __post_init__(self) -> None:
         BaselineConfig.__post_init__(self)
+        if not isinstance(self.levels, int) or isinstance(self.levels, bool) or self.levels < 2:
+            raise UsageError(f"levels is {self.levels!r}. Give an integer, at least 2.")
         if not isinstance(self.features, list | tuple) or len(self.features) != self.levels:
             raise UsageError(f"features is {self.features!r}. Give {self.levels} numbers of channels.")
         for value in self.features:
@@ -168,13 +170,14 @@ def monai_basic_unet(**overrides: Any) -> PaddedNetwork:
 @register_model
 def monai_unet(**overrides: Any) -> PaddedNetwork:
     """MONAI's UNet (Kerfoot et al. 2018) with two residual units a level and batch norm."""
-    config = _widths((32, 64, 128, 256, 512), overrides)
+    config = _widths((32, 64, 128, 256, 512), overrides, any_levels=True)
     from monai.networks.nets import UNet
 
+    halvings = config.levels - 1
     network = UNet(
-        **_common(config), channels=config.features, strides=(2,) * 4, num_res_units=2, norm="batch"
+        **_common(config), channels=config.features, strides=(2,) * halvings, num_res_units=2, norm="batch"
     )
-    return PaddedNetwork(network, config, stride=16)
+    return PaddedNetwork(network, config, stride=2**halvings)
 
 
 @register_model
@@ -259,7 +262,13 @@ def monai_unetr(**overrides: Any) -> PaddedNetwork:
     return PaddedNetwork(network, config, stride=16, smallest=size, largest=size)
 
 
-def _widths(features: tuple[int, ...], overrides: dict[str, Any]) -> WidthsConfig:
+def _widths(
+    features: tuple[int, ...], overrides: dict[str, Any], *, any_levels: bool = False
+) -> WidthsConfig:
+    if not any_levels and overrides.get("levels", len(features)) != len(features):
+        raise UsageError(
+            f"{len(features)} features are what this network has. Drop levels, or choose monai_unet."
+        )
     return override_config(WidthsConfig(features=features, levels=len(features)), overrides)
 
 

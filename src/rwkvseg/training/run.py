@@ -28,6 +28,7 @@ from rwkvseg.progress import progress_bar
 from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.freezing import freeze_encoder
+from rwkvseg.training.fusion import FusionHistory, read_sections
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
@@ -121,7 +122,9 @@ class _Run:
         )
         last = self.out / "checkpoints" / "last.ckpt"
         with quiet_lightning():
-            trainer = self._trainer([history, TrainingProgress(self.console), *saving])
+            trainer = self._trainer(
+                [history, FusionHistory(self.out), TrainingProgress(self.console), *saving]
+            )
             resumed = last if last.exists() else None
             with keyboard_interrupt_passes(trainer):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -251,6 +254,7 @@ class _Run:
                     "checkpoint": f"{self.recipe.training.report}, epoch {self.recipe.training.epochs}",
                     "licence of the data": predictor.description.licence,
                 },
+                sections=read_sections(self.out),
                 on_case=advance,
             )
 

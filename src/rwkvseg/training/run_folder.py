@@ -4,6 +4,7 @@ RUN/
     recipe.yaml environment.json split.json cases.json   before the first step
     encoder.json                                         likewise, of a run that starts from encoder weights
     metrics.csv checkpoints/{last,best}.ckpt             every epoch (or as the recipe says)
+    fusion_weights.csv fusion_weights.png                every epoch, and at the end, of U-RWKV (3D)
     curves.png model/ predictions/ evaluation/           at the end
     summary.json                                         last of all: a run with it is complete
 """
