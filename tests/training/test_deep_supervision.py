@@ -8,7 +8,7 @@ from torch.optim import SGD, AdamW
 
 from rwkvseg.training.losses import SegmentationLoss
 from rwkvseg.training.module import RecipeModule, learning_rate_factor
-from rwkvseg.training.recipe import OptimizerSettings
+from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
 
 def example(shape=(8, 12, 4), classes=3, batch=2, seed=0):
@@ -61,7 +61,7 @@ class _Trainer:
 
 def optimizer_of(**settings):
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2, affine=True))
-    module = RecipeModule(network, OptimizerSettings(**settings), epochs=10, seed=0)
+    module = RecipeModule(network, Recipe(name="x", optimizer=OptimizerSettings(**settings)))
     module._trainer = _Trainer()
     module._fabric = None
     return module.configure_optimizers()["optimizer"]

@@ -23,23 +23,20 @@ POLY_POWER = 0.9
 class RecipeModule(LightningModule):  # type: ignore[misc]
     """Seeds, clips and optimises `network` as a recipe says, whatever the task is.
 
+    On one GPU the network's steps are launched as CUDA graphs where the recipe lets them, see `graphed`.
+
     Args:
         network: what is trained.
-        optimizer: its optimiser.
-        epochs: length of the training.
-        seed: of everything random inside the network.
-        record: whether one GPU may launch the network's steps as CUDA graphs, see `graphed`.
+        recipe: its optimiser, epochs, seed of everything random inside the network.
     """
 
-    def __init__(
-        self, network: nn.Module, optimizer: OptimizerSettings, *, epochs: int, seed: int, record: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe | PretrainRecipe) -> None:
         super().__init__()
         self.network = network
-        self.settings = optimizer
-        self.epochs = epochs
-        self.seed = seed
-        self.record = record
+        self.settings = recipe.optimizer
+        self.epochs = recipe.training.epochs
+        self.seed = recipe.training.seed
+        self.record = may_record(recipe)
         self._recorded: Callable[..., Any] | None = None
 
     def example(self) -> tuple[Tensor, ...]:
@@ -113,14 +110,7 @@ class SegmentationModule(RecipeModule):
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, *, num_classes: int, val_cases: int) -> None:
-        training = recipe.training
-        super().__init__(
-            network,
-            recipe.optimizer,
-            epochs=training.epochs,
-            seed=training.seed,
-            record=may_record(recipe),
-        )
+        super().__init__(network, recipe)
         self.num_classes = num_classes
         stride = getattr(network, "stride", ())
         self.loss = SegmentationLoss(
@@ -128,7 +118,7 @@ class SegmentationModule(RecipeModule):
         )
         self.channels = recipe.preprocessing.channels
         self.size, self.patch = recipe.preprocessing.size, recipe.preprocessing.patch
-        self.batch_size = training.batch_size
+        self.batch_size = recipe.training.batch_size
         self.val_cases = val_cases
         self._counts = torch.zeros(0)
 

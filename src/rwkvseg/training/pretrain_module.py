@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rwkvseg.models.pretraining import reconstruction_loss
-from rwkvseg.training.module import RecipeModule, laid_out, may_record
+from rwkvseg.training.module import RecipeModule, laid_out
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
 
 
@@ -21,14 +21,8 @@ class PretrainModule(RecipeModule):
     """
 
     def __init__(self, network: nn.Module, recipe: PretrainRecipe) -> None:
+        super().__init__(network, recipe)
         training = recipe.training
-        super().__init__(
-            network,
-            recipe.optimizer,
-            epochs=training.epochs,
-            seed=training.seed,
-            record=may_record(recipe),
-        )
         self.pictures = (training.batch_size, 3, recipe.pictures.size, recipe.pictures.size)
         self.task = recipe.task
         self.label_smoothing = recipe.classify.label_smoothing
