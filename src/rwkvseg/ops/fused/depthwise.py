@@ -43,6 +43,7 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
         BackendError: an unknown backend, or one that cannot run here.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(1, 1, 1, 1, 4)
         >>> depthwise_conv3d(x, torch.ones(1, 1, 1, 1, 3)).flatten()
         tensor([2., 3., 3., 2.])
