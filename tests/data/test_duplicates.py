@@ -14,6 +14,7 @@ from rwkvseg.data.duplicates import (
     Trace,
     equal_images,
     image_look,
+    nearest_pair,
     pixel_digest,
     shrink,
     similar_images,
@@ -139,3 +140,13 @@ def test_equal_images_are_not_also_similar_ones_and_axes_are_kept_apart():
     assert [[trace.id for trace in group] for group in equal_images([*same, volume])] == [["a", "b"]]
     assert similar_images([*same, volume]) == []
     assert similar_images([]) == []
+
+
+def test_nearest_pair_is_across_parts_where_there_are_several():
+    looks = np.ones((3, LOOK_BITS), np.int8)
+    looks[1, :5] = looks[2, :12] = -1
+    traces = [Trace(name, "train", name.encode(), look, 2) for name, look in zip("abc", looks, strict=True)]
+    bits, first, second = nearest_pair(traces)
+    assert (bits, {first.id, second.id}) == (5, {"a", "b"})
+    bits, first, second = nearest_pair([*traces[:2], Trace("c", "test", b"c", looks[2], 2)])
+    assert (bits, {first.id, second.id}) == (7, {"b", "c"})

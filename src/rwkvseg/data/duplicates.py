@@ -21,7 +21,11 @@ CELLS = {2: (32, 32), 3: (16, 16, 16)}
 FREQUENCIES = {2: (16, 16), 3: (8, 8, 4)}
 LOOK_BITS = 255  # 256 frequencies without the mean
 NEAR_BITS = 32
-"""Images that differ in at most so many bits look alike; unrelated ones differ in about half of 255."""
+"""Images that differ in at most so many bits look alike; unrelated ones differ in about half of 255.
+
+Pairs of the same lesion or breast reach 34 in ISIC 2017 and 28 in BUSI; unrelated ones start at 42 in Kvasir-SEG,
+at 36 in MSD Hippocampus, at 96 in GlaS, and at 26 only under the black frame of CVC-ClinicDB.
+"""
 ROWS_AT_A_TIME = 256
 
 
@@ -87,6 +91,17 @@ def similar_images(traces: Sequence[Trace], bits: int = NEAR_BITS) -> list[list[
         graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(seen), len(seen)))
         chains += _gather(seen, connected_components(graph, directed=False)[1].tolist())
     return [chain for chain in chains if len({trace.digest for trace in chain}) > 1]
+
+
+def nearest_pair(chain: Sequence[Trace]) -> tuple[int, Trace, Trace]:
+    """Smallest distance in bits within a chain, and its cases; of different parts where it has several."""
+    signs = np.stack([trace.look for trace in chain if trace.look is not None]).astype(np.float32)
+    bits = (LOOK_BITS - signs @ signs.T) / 2
+    parts = np.array([str(trace.part) for trace in chain])
+    same = parts[:, None] == parts if len(set(parts)) > 1 else np.eye(len(chain), dtype=bool)
+    bits[same] = np.inf
+    first, second = divmod(int(bits.argmin()), len(chain))
+    return int(bits[first, second]), chain[first], chain[second]
 
 
 def _near_pairs(looks: NDArray[np.int8], bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

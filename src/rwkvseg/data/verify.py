@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvseg.data.case_checks import check_case
-from rwkvseg.data.duplicates import LOOK_BITS, NEAR_BITS, Trace, equal_images, similar_images
+from rwkvseg.data.duplicates import LOOK_BITS, NEAR_BITS, Trace, equal_images, nearest_pair, similar_images
 from rwkvseg.data.files import name_some
 from rwkvseg.data.findings import SEVERITIES, Finding, sort_findings
 from rwkvseg.data.listing import HELD_BACK, Listing, list_folder
@@ -153,8 +153,9 @@ def _look_alikes(alike: Sequence[Trace]) -> Finding:
     counts, ids = Counter(trace.part for trace in alike), tuple(trace.id for trace in alike)
     kind = "near_duplicate_across" if len(counts) > 1 else "near_duplicate_within"
     where = f", in {_parts_told(counts)}" if len(counts) > 1 else ""
-    near = f"({NEAR_BITS} of {LOOK_BITS} bits or less apart)"
-    what = f"{len(alike)} images look alike{where}: {name_some(ids)} {near}"
+    bits, first, second = nearest_pair(alike)
+    near = f"nearest are {first.id} and {second.id}, {bits} of {LOOK_BITS} bits apart (limit {NEAR_BITS})"
+    what = f"{len(alike)} images look alike{where}: {name_some(ids)}; {near}"
     return Finding(kind, what, "Look at them; keep what belongs together in one part (groups.csv)", ids)
 
 
