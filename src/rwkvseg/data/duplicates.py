@@ -23,8 +23,8 @@ LOOK_BITS = 255  # 256 frequencies without the mean
 NEAR_BITS = 32
 """Images that differ in at most so many bits look alike; unrelated ones differ in about half of 255.
 
-Pairs of the same lesion or breast reach 34 in ISIC 2017 and 28 in BUSI; unrelated ones start at 42 in Kvasir-SEG,
-at 36 in MSD Hippocampus, at 96 in GlaS, and at 26 only under the black frame of CVC-ClinicDB.
+Pairs of the same lesion or breast reach 34 in ISIC 2017 and 28 in BUSI; unrelated ones start at 42 in
+Kvasir-SEG, 36 in MSD Hippocampus, 96 in GlaS, and at 26 only under the black frame of CVC-ClinicDB.
 """
 ROWS_AT_A_TIME = 256
 
