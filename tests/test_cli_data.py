@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rwkvseg.data.datasets import DATASETS
 from rwkvseg.data.findings import KINDS
 
 
@@ -68,3 +69,24 @@ def test_verify_looks_for_leaks_in_a_split(rwkvseg, phantom, tmp_path):
     assert err.startswith("error: split file")
     assert rwkvseg("data", "verify", tmp_path / "none")[0] == 1
     assert rwkvseg("data", "verify")[0] == 2
+
+
+def test_list_names_every_data_set(rwkvseg):
+    code, out, _ = rwkvseg("data", "list")
+    assert code == 0
+    assert all(name in out for name in DATASETS)
+    code, out, _ = rwkvseg("data", "list", "--json")
+    assert [entry["name"] for entry in json.loads(out)] == list(DATASETS)
+
+
+def test_info_tells_what_is_known_and_what_is_not(rwkvseg):
+    code, out, _ = rwkvseg("data", "info", "acdc")
+    assert code == 0
+    assert "labels:      0 background, 1 right ventricle, 2 myocardium, 3 left ventricle\n" in out
+    assert "licence:     CC BY-NC-SA 4.0: not for commercial use (not verified)\n" in out
+    _, out, _ = rwkvseg("data", "info", "goals", "--json")
+    entry = json.loads(out)
+    assert (entry["parts"], entry["licence"], entry["labels"]) == ([100, 100, 100], None, None)
+    code, out, err = rwkvseg("data", "info", "nothing")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: unknown data set 'nothing'. Choose one of synapse, acdc,")

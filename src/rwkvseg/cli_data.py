@@ -1,4 +1,4 @@
-"""`rwkvseg data ...`: looking at data folders; each command a thin call."""
+"""`rwkvseg data ...`: data folders and public data sets; each command a thin call."""
 
 import json
 import sys
@@ -21,15 +21,10 @@ EXAMPLES_SHOWN = 3
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 data_app = typer.Typer(
-    help="Look at data folders: what is wrong with them.",
+    help="Look at data folders and at what is known of public data sets.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-
-
-@data_app.callback()
-def _group() -> None:
-    pass
 
 
 @data_app.command()
@@ -60,6 +55,58 @@ def verify(
         sys.exit(1)
 
 
+@data_app.command("list")
+def list_datasets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List the public data sets whose labels, layout and split are known here.
+
+    Example:
+        rwkvseg data list
+    """
+    from dataclasses import asdict
+
+    from rwkvseg.data.datasets import DATASETS
+
+    if as_json:
+        typer.echo(json.dumps([asdict(dataset) for dataset in DATASETS.values()], indent=2))
+        return
+    table = Table("name", "what", "axes", "train / val / test", "split files")
+    for dataset in DATASETS.values():
+        what = f"{dataset.title}; {dataset.modality}"
+        files = str(len(dataset.split_files) or "none")
+        table.add_row(dataset.name, escape(what), str(dataset.dimensions), dataset.told("parts"), files)
+    console = Console()
+    console.print(table)
+    _say(console, "rwkvseg data info NAME tells the rest.")
+
+
+@data_app.command()
+def info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `rwkvseg data list`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object; null: not verified.")] = False,
+) -> None:
+    """Tell labels, layout, split, citation and licence of a public data set, and where to get it.
+
+    Examples:
+        rwkvseg data info kvasir_seg
+
+        rwkvseg data info synapse --json
+    """
+    from dataclasses import asdict, fields
+
+    from rwkvseg.data.datasets import get_dataset
+
+    dataset = get_dataset(name)
+    if as_json:
+        typer.echo(json.dumps(asdict(dataset), indent=2))
+        return
+    console = Console()
+    for field in fields(dataset):
+        if field.name != "unverified":
+            _say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
+
+
 def _print_findings(console: Console, result: "Verification") -> None:
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in result.findings:
@@ -71,7 +118,7 @@ def _print_findings(console: Console, result: "Verification") -> None:
         for kind, findings in by_kind.items():
             severity = findings[0].severity
             colour = COLOURS[severity]
-            row = (kind.replace("_", " "), str(len(findings)), _tell(findings), escape(findings[0].cure))
+            row = (kind.replace("_", " "), str(len(findings)), _tell(findings), _cures(findings))
             table.add_row(f"[{colour}]{severity}[/{colour}]", *row)
         console.print(table)
     _say(console, _summary(result))
@@ -97,6 +144,10 @@ def _tell(findings: "list[Finding]") -> str:
         lines.append(escape(f"{where}: {finding.what}" if where else finding.what))
     more = len(findings) - EXAMPLES_SHOWN
     return "\n".join(lines) + (f"\nand {more} more (--json lists all)" if more > 0 else "")
+
+
+def _cures(findings: "list[Finding]") -> str:
+    return "\n".join(dict.fromkeys(escape(finding.cure) for finding in findings[:EXAMPLES_SHOWN]))
 
 
 def _say(console: Console, line: str) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from rwkvseg.data import open_data, read_case
 from rwkvseg.data.findings import KINDS
 from rwkvseg.data.io import read_image
+from rwkvseg.data.phantom import write_phantom
 from rwkvseg.data.verify import verify_data
 from rwkvseg.errors import DataError
 
@@ -473,6 +477,48 @@ def test_one_image_is_held_at_a_time(tmp_path):
         if index == 1:
             first = peak()
     assert peak() < first + 400 * 500
+
+
+@pytest.fixture(scope="module")
+def pair_of_folders(tmp_path_factory):
+    """A folder of one picture and one of one volume, to be damaged and restored."""
+    root = tmp_path_factory.mktemp("fuzz")
+    write_phantom(root / "2d", 1, size=(16, 13))
+    write_phantom(root / "3d", 1, dimensions=3, size=(9, 8, 8))
+    label = root / "3d" / "labelsTr" / "phantom-0000.nii.gz"
+    label.with_suffix("").write_bytes(
+        gzip.decompress(label.read_bytes())
+    )  # damage in gzip stops at its checksum
+    label.unlink()
+    return root
+
+
+@given(
+    st.integers(0, 3),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 255)), max_size=3),
+    st.booleans(),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_damage_is_an_error_exactly_where_the_reader_refuses(pair_of_folders, which, flips, cut):
+    """Whatever bytes change: verify never fails, and agrees with `read_case`."""
+    paths = sorted(path for path in pair_of_folders.rglob("phantom*") if path.is_file())
+    path = paths[which]
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    for place, mask in flips:
+        damaged[place % len(damaged)] ^= mask
+    path.write_bytes(damaged[: -1 - len(damaged) // 3] if cut else damaged)
+    try:
+        data = open_data(path.parents[1])
+        try:
+            read_case(data.cases[0], data.labels)
+            refused = False
+        except DataError:
+            refused = True
+        result = verify_data(path.parents[1])
+    finally:
+        path.write_bytes(whole)
+    assert result.has_errors == refused, result.findings
 
 
 @pytest.mark.shared_data
