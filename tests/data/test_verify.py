@@ -433,6 +433,16 @@ def test_names_that_clash_and_json_that_is_broken(pictures):
     assert any("share a value" in finding.what for finding in found(pictures)["layout"])
 
 
+def test_one_case_may_have_several_faults(volumes):
+    volume(volumes, 3).write_bytes(b"")
+    change_volume(volume(volumes, 3, "labelsTr"), lambda values: values.__setitem__((1, 1, 1), 77))
+    findings = verify_data(volumes).findings
+    assert [(finding.kind, finding.cases) for finding in findings] == [
+        ("truncated", ("phantom-0003",)),
+        ("unknown_label", ("phantom-0003",)),
+    ]
+
+
 def test_all_faults_at_once_are_listed_gravest_first(pictures):
     picture(pictures, 0).write_bytes(b"")
     picture(pictures, 1, "masks").unlink()
@@ -519,6 +529,22 @@ def test_damage_is_an_error_exactly_where_the_reader_refuses(pair_of_folders, wh
     finally:
         path.write_bytes(whole)
     assert result.has_errors == refused, result.findings
+
+
+def test_an_odd_header_extension_is_passed_over(volumes):
+    """NiBabel would warn of it."""
+    old = nibabel.load(volume(volumes, 1))
+    values = np.asanyarray(old.dataobj)
+    image = nibabel.Nifti1Image(values, old.affine)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"odd"))
+    raw = bytearray(image.to_bytes())
+    assert raw[352:354] == b"\x10\x00"  # its size, a multiple of 16
+    raw[352] = 15
+    volume(volumes, 1).unlink()
+    path = volumes / "imagesTr" / "phantom-0001_0000.nii"
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(read_image(path)[0][0], values)
+    assert verify_data(volumes).findings == ()
 
 
 @pytest.mark.shared_data
