@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg import __version__
+from rwkvseg.cli_data import data_app
 from rwkvseg.cli_figure import figure_app
 from rwkvseg.cli_options import (
     ChangesOption,
@@ -49,6 +50,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(figure_app, name="figure")
+app.add_typer(data_app, name="data")
 
 
 INTERRUPTED = 130  # what shells and typer make of Ctrl-C

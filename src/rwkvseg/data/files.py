@@ -140,10 +140,10 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
         DataError: the file lists no group for some case.
     """
     ordered = sorted(cases, key=lambda case: case.id)
-    path = next((root / name for name in GROUP_FILES if (root / name).is_file()), None)
+    path = groups_file(root)
     if path is None:
         return tuple(ordered)
-    groups = _read_groups(path)
+    groups = read_groups(path)
     missing = [case.id for case in ordered if case.id not in groups]
     if missing:
         raise DataError(
@@ -152,7 +152,17 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
 
 
-def _read_groups(path: Path) -> Mapping[str, str]:
+def groups_file(root: Path) -> Path | None:
+    """Where a data folder names the groups of its cases, if it does."""
+    return next((root / name for name in GROUP_FILES if (root / name).is_file()), None)
+
+
+def read_groups(path: Path) -> Mapping[str, str]:
+    """Read id -> group.
+
+    Raises:
+        DataError: not two columns under a header.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     if not rows or any(len(row) != 2 for row in rows):

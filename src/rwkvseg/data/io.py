@@ -70,13 +70,17 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affi
         DataError: no such file, not one picture or volume, or NaN among the voxels.
         UnreadableFileError: truncated, damaged or of another format.
     """
+    image, spacing, affine = read_stored_image(path)
+    _refuse_non_finite(image, path)
+    return image, spacing, affine
+
+
+def read_stored_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+    """Read as `read_image`, NaN and infinity included."""
     if is_volume(path):
         values, affine, spacing = read_nifti(path, dtype=np.float32)
-        _refuse_non_finite(values, path)
         return values[np.newaxis], spacing, affine
-    image = read_picture(path)
-    _refuse_non_finite(image, path)
-    return image, None, None
+    return read_picture(path), None, None
 
 
 def read_label(path: Path) -> tuple[Label, Affine | None]:
@@ -86,10 +90,21 @@ def read_label(path: Path) -> tuple[Label, Affine | None]:
         LabelError: NaN, fractions, colours, or a lossy picture that is not black and white.
         DataError, UnreadableFileError: as `read_image`.
     """
+    values, affine = read_stored_label(path)
+    return as_integers(values, path), affine
+
+
+def read_stored_label(path: Path) -> tuple[NDArray[Any], Affine | None]:
+    """Read as `read_label`, numbers of a volume as they are: NaN and fractions included.
+
+    Raises:
+        LabelError: colours, or a lossy picture that is not black and white.
+        DataError, UnreadableFileError: as `read_image`.
+    """
     if is_volume(path):
         values, affine, _ = read_nifti(path)
-        return _as_integers(values, path), affine
-    return _as_integers(read_picture_label(path), path), None
+        return values, affine
+    return read_picture_label(path), None
 
 
 def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:
@@ -129,8 +144,12 @@ def _refuse_non_finite(values: NDArray[Any], path: Path) -> None:
         )
 
 
-def _as_integers(values: NDArray[Any], path: Path) -> Label:
-    """Integers as they are; whole floats, which some tools write, as int32."""
+def as_integers(values: NDArray[Any], path: Path) -> Label:
+    """Return integers as they are; whole floats, which some tools write, as int32.
+
+    Raises:
+        LabelError: NaN, fractions, or values beyond 32 bits; `path` is for the message.
+    """
     if values.dtype.kind in "iu":
         return values
     finite = np.isfinite(values)

@@ -68,7 +68,7 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
         root=root,
         layout=chosen,
         cases=with_groups(root, cases),
-        labels=None if named is None else _parse_labels(named, root),
+        labels=None if named is None else parse_labels(named, root),
         licence=str(licence) if licence else None,
     )
 
@@ -194,8 +194,12 @@ def _training_folders(root: Path) -> tuple[Path, Path]:
     return images, labels
 
 
-def _parse_labels(named: Any, root: Path) -> dict[str, int]:
-    """Name -> value from nnU-Net's {name: value} or MSD's {"value": name}."""
+def parse_labels(named: Any, root: Path) -> dict[str, int]:
+    """Name -> value from nnU-Net's {name: value} or MSD's {"value": name}; `root` is for the message.
+
+    Raises:
+        DataError: regions, an ignore label, no whole numbers, or a value used twice.
+    """
     if not isinstance(named, dict):
         raise DataError(f"the labels in {root} are no JSON object. Write them as name: value.")
     if any(isinstance(value, list) for value in named.values()) or "ignore" in named:

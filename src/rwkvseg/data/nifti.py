@@ -3,6 +3,7 @@
 import gzip
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,9 +99,11 @@ def _image(stream: Any, path: Path) -> Any:
     is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     kind: Any = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
     stream.seek(0)
-    _check_spacing(kind.header_class.from_fileobj(stream, check=False), path)
-    stream.seek(0)
-    return kind.from_stream(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of odd header extensions, which nobody here reads
+        _check_spacing(kind.header_class.from_fileobj(stream, check=False), path)
+        stream.seek(0)
+        return kind.from_stream(stream)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows in a damaged header becomes infinite

@@ -72,12 +72,7 @@ def read_split(path: Path, cases: Sequence[CaseFiles]) -> Split:
     Raises:
         DataError: no such file, not that JSON, unknown ids, or an id named twice.
     """
-    if not path.is_file():
-        raise DataError(f"split file {path} does not exist. Check the path, or choose a rule instead.")
-    content = read_json(path)
-    split = Split(
-        str(content.get("rule", "file")), _seed(content, path), *(_ids(content, part, path) for part in PARTS)
-    )
+    split = parse_split(path)
     named = Counter(split.train + split.val + split.test)
     repeated = [case for case, times in named.items() if times > 1]
     if repeated:
@@ -92,6 +87,20 @@ def read_split(path: Path, cases: Sequence[CaseFiles]) -> Split:
             "Use the split of this data set, or restore the cases."
         )
     return split
+
+
+def parse_split(path: Path) -> Split:
+    """Read a split as it stands, without a look at the data.
+
+    Raises:
+        DataError: no such file, or not that JSON.
+    """
+    if not path.is_file():
+        raise DataError(f"split file {path} does not exist. Check the path, or choose a rule instead.")
+    content = read_json(path)
+    return Split(
+        str(content.get("rule", "file")), _seed(content, path), *(_ids(content, part, path) for part in PARTS)
+    )
 
 
 def _deal(names: Sequence[str], seed: int) -> dict[str, list[str]]:

@@ -1,0 +1,299 @@
+"""The files of a data folder as far as they are there: what `layouts.open_data` refuses becomes a finding.
+
+Besides the layouts of layouts.py it knows pictures with their masks beside them (BUSI, ISIC).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rwkvseg.data.files import CHANNEL, MASK_ENDINGS, groups_file, name_some, read_groups, read_json
+from rwkvseg.data.findings import Finding, from_error
+from rwkvseg.data.io import case_id, case_suffix
+from rwkvseg.data.layouts import KNOWN, PARTS, parse_labels
+from rwkvseg.errors import DataError
+
+HELD_BACK = ("val", "test", "imagesTs")
+"""Parts whose labels may be kept back."""
+MASK_BESIDE = re.compile(r"^(?P<case>.+)_(?:mask|segmentation|gt)(?:_\d+)?$", re.IGNORECASE)
+GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCase:
+    """The files of one case that are there; several masks count as one, joined."""
+
+    id: str
+    images: tuple[Path, ...] = ()
+    labels: tuple[Path, ...] = ()
+    part: str | None = None
+    """Folder that holds it, where the layout has parts."""
+    group: str | None = None
+
+
+@dataclass(slots=True)
+class Listing:
+    """Cases of a data folder, sorted by id, and what was wrong with their names."""
+
+    root: Path
+    layout: str = ""
+    cases: list[FoundCase] = field(default_factory=list)
+    labels: dict[str, int] | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    def find(
+        self, kind: str, what: str, cure: str, cases: Iterable[str] = (), file: Path | None = None
+    ) -> None:
+        """Add a finding."""
+        inside = None if file is None else self.inside(file)
+        self.findings.append(Finding(kind, what, cure, tuple(cases), inside))
+
+    def inside(self, path: Path) -> str:
+        """Path within the folder."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def list_folder(root: Path) -> Listing:
+    """List every case of a data folder; nothing is decoded.
+
+    Raises:
+        DataError: no such folder, or one that follows no known layout.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder. Give the folder that holds the data.")
+    listing = Listing(root)
+    settings = _settings(listing, root / "dataset.json")
+    listing.layout, read = _detect(root, settings)
+    read(listing, settings)
+    if not listing.cases:
+        raise DataError(f"{root} holds no images in the layout '{listing.layout}'. Expected {KNOWN}.")
+    _name_labels(listing, settings)
+    _name_groups(listing)
+    return listing
+
+
+def _settings(listing: Listing, path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except DataError as error:
+        listing.findings.append(from_error("layout", error, listing.root))
+        return {}
+
+
+def _detect(root: Path, settings: Mapping[str, Any]) -> tuple[str, Callable[[Listing, dict[str, Any]], None]]:
+    if (root / "imagesTr").is_dir():
+        return ("nnunet", _list_nnunet) if _has_channels(root, settings) else ("msd", _list_msd)
+    if (root / "images").is_dir() or any((root / part / "images").is_dir() for part in PARTS):
+        return "images", _list_image_folders
+    folders = [root, *_subfolders(root)]
+    if any(MASK_BESIDE.match(case_id(path)) for folder in folders for path in _pictures(folder)):
+        return "beside", _list_beside
+    raise DataError(f"{root} follows no known layout. Expected {KNOWN}; or masks x_mask.png beside x.png.")
+
+
+def _has_channels(root: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether images are called CASE_0000: said in dataset.json, or most are and their labels are not."""
+    if "channel_names" in settings:
+        return True
+    images = [case_id(path) for path in _pictures(root / "imagesTr")]
+    labels = {case_id(path) for path in _pictures(root / "labelsTr")}
+    numbered = [name for name in images if CHANNEL.match(name) and name not in labels]
+    return len(numbered) > len(images) / 2
+
+
+def _list_image_folders(listing: Listing, _: dict[str, Any]) -> None:
+    if (listing.root / "images").is_dir():
+        _list_pairs(listing, listing.root / "images", listing.root / "masks")
+        return
+    for part in PARTS:
+        folder = listing.root / part
+        if (folder / "images").is_dir():
+            _list_pairs(listing, folder / "images", folder / "masks", part)
+
+
+def _list_nnunet(listing: Listing, settings: dict[str, Any]) -> None:
+    training, test = (_by_channel(listing, listing.root / name) for name in ("imagesTr", "imagesTs"))
+    labels = {case_id(path): path for path in _unique(listing, listing.root / "labelsTr")}
+    number = len(settings.get("channel_names", ())) or max(map(len, training.values()), default=0)
+    for case, found in (*training.items(), *test.items()):
+        if sorted(found) != list(range(number)):
+            has = ", ".join(f"{channel:04d}" for channel in sorted(found))
+            what = f"has the channels {has}, not 0000 to {number - 1:04d}"
+            cure = "Add the files, or mend channel_names in dataset.json"
+            listing.find("missing_channel", what, cure, (case,))
+    images = {case: tuple(path for _, path in sorted(found.items())) for case, found in training.items()}
+    _join(listing, images, {case: (path,) for case, path in labels.items()})
+    _add_test(listing, [tuple(path for _, path in sorted(found.items())) for found in test.values()])
+
+
+def _by_channel(listing: Listing, folder: Path) -> dict[str, dict[int, Path]]:
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in _unique(listing, folder):
+        match = CHANNEL.match(case_id(path))
+        if match is None:
+            what, cure = "the name lacks the channel number of the nnU-Net layout", "Rename it to CASE_0000"
+            listing.find("layout", what, cure, (case_id(path),), path)
+            continue
+        channels[match["case"]][int(match["channel"])] = path
+    return channels
+
+
+def _list_msd(listing: Listing, settings: dict[str, Any]) -> None:
+    listed = settings.get("training")
+    if not isinstance(listed, list) or not listed:
+        _list_pairs(listing, listing.root / "imagesTr", listing.root / "labelsTr")
+    else:
+        for entry in listed:
+            if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
+                what = f"'training' in dataset.json lists {entry!r}"
+                listing.find("layout", what, "Write each entry as {image: path, label: path}")
+                continue
+            _list_entry(listing, listing.root / str(entry["image"]), listing.root / str(entry["label"]))
+    _add_test(listing, [(path,) for path in _unique(listing, listing.root / "imagesTs")])
+
+
+def _add_test(listing: Listing, images: Sequence[tuple[Path, ...]]) -> None:
+    """Add the unlabelled cases of imagesTs, as a part beside imagesTr."""
+    if not images:
+        return
+    listing.cases = [replace(case, part="imagesTr") for case in listing.cases]
+    _add_unlabelled(listing, "imagesTs", images)
+
+
+def _list_entry(listing: Listing, image: Path, label: Path) -> None:
+    case = case_id(image)
+    for kind, path in (("missing_image", image), ("missing_label", label)):
+        if not path.is_file():
+            what = f"{listing.inside(path)}, listed in dataset.json, does not exist"
+            listing.find(kind, what, "Restore it, or take the case off the list", (case,), path)
+    images, labels = ((path,) if path.is_file() else () for path in (image, label))
+    listing.cases.append(FoundCase(case, images, labels))
+
+
+def _list_beside(listing: Listing, _: dict[str, Any]) -> None:
+    images: dict[str, tuple[Path, ...]] = {}
+    labels: dict[str, tuple[Path, ...]] = defaultdict(tuple)
+    for folder in (listing.root, *_subfolders(listing.root)):
+        for path in _unique(listing, folder):
+            mask = MASK_BESIDE.match(case_id(path))
+            if mask:
+                labels[mask["case"]] += (path,)
+            elif case_id(path) in images:
+                _refuse_twin(listing, path, images[case_id(path)][0])
+            else:
+                images[case_id(path)] = (path,)
+    _join(listing, images, labels)
+
+
+def _list_pairs(listing: Listing, images: Path, masks: Path, part: str | None = None) -> None:
+    if not masks.is_dir():
+        unlabelled = [(path,) for path in _unique(listing, images)]
+        if unlabelled:
+            _add_unlabelled(listing, part, unlabelled)
+        return
+    left = {case_id(path): path for path in _unique(listing, masks)}
+    prefix = f"{part}_" if part else ""
+    found, labels = {}, {}
+    for image in _unique(listing, images):
+        names = [name for ending in MASK_ENDINGS if (name := case_id(image) + ending) in left]
+        case = prefix + case_id(image)
+        found[case], labels[case] = (image,), tuple(left.pop(name) for name in names)
+        if len(names) > 1:
+            what = f"has {len(names)} masks: {', '.join(names)}"
+            listing.find("layout", what, "Keep one", (case,), image)
+    labels |= {prefix + name: (path,) for name, path in left.items()}
+    _join(listing, found, labels, part)
+
+
+def _join(
+    listing: Listing,
+    images: Mapping[str, tuple[Path, ...]],
+    labels: Mapping[str, tuple[Path, ...]],
+    part: str | None = None,
+) -> None:
+    """Make the cases, and findings of those that lack image or label."""
+    for case in [*images, *(case for case in labels if case not in images)]:
+        found = FoundCase(case, images.get(case, ()), labels.get(case, ()), part)
+        listing.cases.append(found)
+        if not found.images:
+            cure = "Add the image under the same name, or move the label out"
+            listing.find("missing_image", "the label has no image", cure, (case,), found.labels[0])
+        elif not found.labels:
+            cure = "Add the label under the same name, or move the image out"
+            listing.find("missing_label", "the image has no label", cure, (case,), found.images[0])
+
+
+def _add_unlabelled(listing: Listing, part: str | None, images: Sequence[tuple[Path, ...]]) -> None:
+    """Add cases that have no folder of labels: all right in a part whose truth may be kept back."""
+    where = listing.inside(images[0][0].parent)
+    if part in HELD_BACK:
+        cure = "Right for a part whose truth is kept back; else add its labels"
+        what = f"the {len(images)} cases of {where} have no labels and were checked as images only"
+        listing.find("unlabelled_part", what, cure)
+    else:
+        cure = "Add them in a folder masks/ beside it, under the images' names"
+        listing.find("missing_label", f"the {len(images)} images of {where} have no masks", cure)
+    prefix = f"{part}_" if part else ""
+    listing.cases += [FoundCase(prefix + case_id(paths[0]), paths, (), part) for paths in images]
+
+
+def _name_labels(listing: Listing, settings: Mapping[str, Any]) -> None:
+    named = settings.get("labels", _settings(listing, listing.root / "labels.json").get("labels"))
+    if named is None:
+        return
+    try:
+        listing.labels = parse_labels(named, listing.root)
+    except DataError as error:
+        listing.findings.append(from_error("layout", error, listing.root))
+
+
+def _name_groups(listing: Listing) -> None:
+    """Groups from groups.csv or sequences.csv; without them, from ids such as patient007_frame01."""
+    listing.cases.sort(key=lambda case: case.id)
+    groups: Mapping[str, str] = {}
+    path = groups_file(listing.root)
+    if path is None:
+        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
+        groups = {case: match[1] for case, match in matches.items() if match}
+    else:
+        try:
+            groups = read_groups(path)
+        except (DataError, OSError, ValueError) as error:
+            what = f"the groups cannot be read: {error}"
+            listing.find("layout", what, "Write two columns, id and group, under a header", (), path)
+        missing = [case.id for case in listing.cases if case.labels and case.id not in groups]
+        if groups and missing:
+            what = f"lists no group for {len(missing)} cases: {name_some(missing)}"
+            listing.find("layout", what, "Add their rows", missing, path)
+    listing.cases = [replace(case, group=groups.get(case.id)) for case in listing.cases]
+
+
+def _unique(listing: Listing, folder: Path) -> list[Path]:
+    """Images of a folder; of two that differ in their suffix only, the first."""
+    found: dict[str, Path] = {}
+    for path in _pictures(folder):
+        other = found.setdefault(case_id(path), path)
+        if other is not path:
+            _refuse_twin(listing, path, other)
+    return list(found.values())
+
+
+def _refuse_twin(listing: Listing, path: Path, other: Path) -> None:
+    what = (
+        f"has the name of {listing.inside(other)}, so that both would be the same case; only that was checked"
+    )
+    listing.find("layout", what, "Remove or rename one of them", (case_id(path),), path)
+
+
+def _pictures(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        return ()
+    paths = (path for path in folder.iterdir() if not path.name.startswith(".") and case_suffix(path))
+    return sorted(path for path in paths if path.is_file())
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
