@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg import __version__
+from rwkvseg.cli_compare import compare
 from rwkvseg.cli_figure import figure_app
 from rwkvseg.cli_options import (
     ChangesOption,
@@ -219,6 +220,9 @@ def evaluate(
     if result.recorded_protocol not in (None, protocol.value):
         _say(console, f"note: predicted under '{result.recorded_protocol}', scored under '{protocol.value}'")
     _say(console, f"report: {result.report}")
+
+
+app.command()(compare)
 
 
 @app.command()

@@ -52,6 +52,8 @@ class CaseMean:
     dsc: float
     hd95: float
     hd95_found: float
+    group: str | None = None
+    """Patient or video, where whole groups were resampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Summary:
         for row in [*content["classes"], content["mean"], *content["cases"]]:
             row[unit] = row.pop("hd95")
             row[f"{unit}_without_missed"] = row.pop("hd95_found")
-        cleaned: dict[str, Any] = _without_nan(content)
+        cleaned: dict[str, Any] = without_nan(content)
         return cleaned
 
 
@@ -132,7 +134,7 @@ def summarise(
 
     by_class = {label: [score for score in scores if score.label == label] for label in names}
     rows = [_row(names[label], label, members, interval) for label, members in sorted(by_class.items())]
-    case_means = _case_means(scores)
+    case_means = _case_means(scores, groups)
     mean = ClassSummary(
         "mean",
         None,
@@ -172,6 +174,7 @@ def write_summary_json(
     *,
     prediction_files: Mapping[str, str] | None = None,
     truth_files: Mapping[str, str] | None = None,
+    image_files: Mapping[str, str] | None = None,
 ) -> None:
     """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
 
@@ -184,6 +187,7 @@ def write_summary_json(
         scores: the scores that were summarised.
         prediction_files: case id to the name to print; the case id without it.
         truth_files: case id to the name to print; the case id without it.
+        image_files: case id to the name of the image, added to nnU-Net's keys for the cases that have one.
 
     Raises:
         OutputError: the file cannot be written.
@@ -201,6 +205,7 @@ def write_summary_json(
                 "metrics": {str(s.label): m for s, m in zip(scores, metrics, strict=True) if s.case == case},
                 "prediction_file": (prediction_files or {}).get(case, case),
                 "reference_file": (truth_files or {}).get(case, case),
+                **({"image_file": image_files[case]} if image_files and case in image_files else {}),
             }
         )
     content = {
@@ -209,7 +214,7 @@ def write_summary_json(
         "metric_per_case": per_case,
         "rwkvseg": summary.to_json(),
     }
-    write_json(path, _without_nan(content))
+    write_json(path, without_nan(content))
 
 
 def _row(name: str, label: int, members: Sequence[ClassScore], interval: Any) -> ClassSummary:
@@ -220,7 +225,7 @@ def _row(name: str, label: int, members: Sequence[ClassScore], interval: Any) ->
     )
 
 
-def _case_means(scores: Sequence[ClassScore]) -> list[CaseMean]:
+def _case_means(scores: Sequence[ClassScore], groups: Mapping[str, object] | None) -> list[CaseMean]:
     by_case: dict[str, list[ClassScore]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(score)
@@ -230,6 +235,7 @@ def _case_means(scores: Sequence[ClassScore]) -> list[CaseMean]:
             _mean([score.dsc for score in members]),
             _mean([score.hd95 for score in members]),
             _mean([score.hd95 for score in members if score.outcome == "scored"]),
+            None if groups is None else str(groups[case]),
         )
         for case, members in by_case.items()
     ]
@@ -299,9 +305,10 @@ def _check_unit(unit: str) -> None:
         raise UsageError(f"unit {unit!r} is unknown. Choose one of {', '.join(get_args(Unit))}.")
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """Copy of nested mappings, lists and tuples with None for NaN and infinity, which JSON lacks."""
     if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -268,6 +268,7 @@ def _write_summary(
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
+        image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
     )
     if missing:
         write_json(path.with_name("not_predicted.json"), missing)
