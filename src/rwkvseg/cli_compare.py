@@ -72,17 +72,21 @@ def _write_pictures(comparison: "Comparison", cases: list[str], out: Path, image
 
 
 def _print(comparison: "Comparison") -> None:
+    from rwkvseg.evaluation.compare import METRICS
     from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
 
     console = Console()
+    if not console.is_terminal:  # a file has no edge to break lines at
+        console.width = max(console.width, 120)
     first = comparison.runs[0]
-    titles = (f"{len(first.cases)} cases", f"difference from {first.label}")
-    for title, (headings, rows) in zip(
-        titles, (result_table(comparison), difference_table(comparison)), strict=True
-    ):
+    tables = {f"{len(first.cases)} cases": result_table(comparison)} | {
+        f"{metric.upper()}: difference from {first.label}": difference_table(comparison, metric)
+        for metric in METRICS
+    }
+    for title, (headings, rows) in tables.items():
         table = Table(title=escape(title), title_justify="left")
-        for place, heading in enumerate(headings):
-            table.add_column(escape(heading), justify="left" if place < 2 else "right")
+        for heading in headings:
+            table.add_column(escape(heading), justify="left" if heading in ("class", "run") else "right")
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)

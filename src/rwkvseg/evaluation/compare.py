@@ -3,13 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rwkvseg.errors import DataError
 from rwkvseg.evaluation.evaluations import Evaluated
 from rwkvseg.evaluation.signed_rank import SignedRankTest, holm, signed_rank_test
 from rwkvseg.evaluation.statistics import PairedTest, paired_permutation_test
 from rwkvseg.evaluation.summary import without_nan
+
+Metric = Literal["dsc", "hd95"]
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class Difference:
 
     run: str
     """Label of the run."""
-    metric: str
+    metric: Metric
     """"dsc" (0 to 1, higher is better) or "hd95" (in the unit of the evaluations, lower is better)."""
     permutation: PairedTest
     """The difference with its interval, and the permutation test."""
@@ -74,7 +78,7 @@ def compare(runs: Sequence[Evaluated], *, resamples: int = 20_000, seed: int = 0
     first = runs[0]
     names = list(first.cases)
     groups = _groups(runs, names)
-    pairs = [(run, metric) for run in runs[1:] for metric in ("dsc", "hd95")]
+    pairs = [(run, metric) for run in runs[1:] for metric in METRICS]
     tests = []
     for run, metric in pairs:
         a, b = ([getattr(which.cases[name], metric) for name in names] for which in (run, first))

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvseg.evaluation.compare import Comparison
+from rwkvseg.evaluation.compare import METRICS, Comparison
 from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
 from rwkvseg.evaluation.pictures import Picture, draw_side_by_side
 from rwkvseg.evaluation.report_html import class_legend, embedded, listed, page, section, table
@@ -41,7 +41,8 @@ def write_comparison(path: Path, comparison: Comparison, cases: Sequence[Compare
         section(f"Results on {len(first.cases)} cases", table(*result_table(comparison))),
         section(
             f"Differences from {first.label}",
-            table(*difference_table(comparison)) + listed(notes(comparison)),
+            "".join(table(*difference_table(comparison, metric)) for metric in METRICS)
+            + listed(notes(comparison)),
         ),
     ]
     if cases:
@@ -111,7 +112,7 @@ def _heading(picture: Picture) -> str:
 
 def _captions(labels: Sequence[str], case: ComparedCase) -> list[str]:
     scored = [
-        f"{label}: " + ("not scored" if math.isnan(picture.dsc) else f"{100 * picture.dsc:.2f} %")
+        f"{label}, " + ("not scored" if math.isnan(picture.dsc) else f"DSC {100 * picture.dsc:.2f} %")
         for label, picture in zip(labels, case, strict=True)
     ]
     return ["image", "truth", *scored]

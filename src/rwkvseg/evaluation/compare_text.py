@@ -2,7 +2,7 @@
 
 import math
 
-from rwkvseg.evaluation.compare import Comparison, Difference
+from rwkvseg.evaluation.compare import Comparison, Difference, Metric
 from rwkvseg.evaluation.statistics import Interval
 
 Table = tuple[list[str], list[list[str]]]
@@ -13,8 +13,8 @@ _DASH = "\N{EN DASH}"
 def result_table(comparison: Comparison) -> Table:
     """Headings and rows: every class and the mean, one line a run."""
     unit = comparison.runs[0].unit
-    share = "95 % interval"
-    heads = ["class", "run", "DSC %", share, f"HD95 {unit}", share, "cases", "missed", "false positive"]
+    share = "[95 % interval]"
+    heads = ["class", "run", f"DSC % {share}", f"HD95 {unit} {share}", "cases", "missed", "false positive"]
     rows = []
     for place, row in enumerate(comparison.runs[0].rows):
         for run in comparison.runs:
@@ -23,10 +23,8 @@ def result_table(comparison: Comparison) -> Table:
                 [
                     row.name,
                     run.label,
-                    _number(100 * ours.dsc.mean),
-                    _range(ours.dsc, 100),
-                    _number(ours.hd95.mean),
-                    _range(ours.hd95, 1),
+                    _with_interval(ours.dsc, 100),
+                    _with_interval(ours.hd95, 1),
                     str(ours.dsc.cases),
                     str(ours.outcomes["missed"]),
                     str(ours.outcomes["false_positive"]),
@@ -35,13 +33,14 @@ def result_table(comparison: Comparison) -> Table:
     return heads, rows
 
 
-def difference_table(comparison: Comparison) -> Table:
-    """Headings and rows: every run minus the first, in DSC and in HD95."""
+def difference_table(comparison: Comparison, metric: Metric) -> Table:
+    """Headings and rows: every other run minus the first, in one metric."""
+    unit = "DSC points" if metric == "dsc" else f"HD95 {comparison.runs[0].unit}"
     heads = [
-        *("run", "metric", "difference", "95 % interval", "higher/equal/lower", "effect r"),
-        *("p permutation", "p corrected", "p Wilcoxon", "cases"),
+        *("run", f"{unit} [95 % interval]", "higher / equal / lower", "effect r"),
+        *("p permutation", "p corrected", "p Wilcoxon"),
     ]
-    return heads, [_difference(difference, comparison.runs[0].unit) for difference in comparison.differences]
+    return heads, [_difference(entry) for entry in comparison.differences if entry.metric == metric]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -81,34 +80,26 @@ def _cautions(difference: Difference, units: str) -> list[str]:
     return sentences
 
 
-def _difference(difference: Difference, unit: str) -> list[str]:
+def _difference(difference: Difference) -> list[str]:
     test, ranks = difference.permutation, difference.signed_rank
-    dsc = difference.metric == "dsc"
-    scale, name = (100, "DSC points") if dsc else (1, f"HD95 {unit}")
-    defined = not math.isnan(test.low)
+    effect = Interval(test.difference, test.low, test.high)
     return [
         difference.run,
-        name,
-        _DASH if math.isnan(test.difference) else f"{scale * test.difference:+.2f}",
-        f"{scale * test.low:+.2f} to {scale * test.high:+.2f}" if defined else "undefined",
-        f"{ranks.higher}/{ranks.equal}/{ranks.lower}",
+        _with_interval(effect, 100 if difference.metric == "dsc" else 1, sign="+"),
+        f"{ranks.higher} / {ranks.equal} / {ranks.lower}",
         _DASH if math.isnan(ranks.effect) else f"{ranks.effect:+.2f}",
         *(_p_value(p) for p in (test.p_value, difference.p_holm, ranks.p_value)),
-        str(test.cases),
     ]
 
 
 def _p_value(p: float) -> str:
     if math.isnan(p):
         return _DASH
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _number(value: float) -> str:
-    return _DASH if math.isnan(value) else f"{value:.2f}"
-
-
-def _range(interval: Interval, scale: float) -> str:
-    if not interval.defined:
-        return "undefined"
-    return f"{scale * interval.low:.2f} to {scale * interval.high:.2f}"
+def _with_interval(interval: Interval, scale: float, sign: str = "") -> str:
+    if math.isnan(interval.mean):
+        return _DASH
+    mean, low, high = (f"{scale * x:{sign}.2f}" for x in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]" if interval.defined else f"{mean} [undefined]"

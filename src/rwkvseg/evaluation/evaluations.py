@@ -81,7 +81,7 @@ def _labelled(texts: Sequence[str]) -> list[tuple[str, Path]]:
     split = [text.partition("=") for text in texts]
     names = [label if equals else Path(label).name for label, equals, _ in split]
     labelled = [
-        (label if equals or names.count(name) == 1 else str(Path(label)), Path(folder if equals else label))
+        (name if equals or names.count(name) == 1 else str(Path(label)), Path(folder if equals else label))
         for (label, equals, folder), name in zip(split, names, strict=True)
     ]
     labels = [label for label, _ in labelled]
