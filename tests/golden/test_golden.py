@@ -89,7 +89,7 @@ def test_logits(regenerate):
     "verb",
     [
         *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
-        *("figure", "figure erf"),
+        *("compare", "figure", "figure erf"),
     ],
 )
 def test_help(verb, regenerate):

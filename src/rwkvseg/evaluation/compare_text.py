@@ -8,13 +8,13 @@ from rwkvseg.evaluation.statistics import Interval
 Table = tuple[list[str], list[list[str]]]
 
 _DASH = "\N{EN DASH}"
+_SHARE = "[95 % interval]"
 
 
 def result_table(comparison: Comparison) -> Table:
-    """Headings and rows: every class and the mean, one line a run."""
+    """Headings and rows: every class and the mean, one line a run; headings say where they may break."""
     unit = comparison.runs[0].unit
-    share = "[95 % interval]"
-    heads = ["class", "run", f"DSC % {share}", f"HD95 {unit} {share}", "cases", "missed", "false positive"]
+    heads = ["class", "run", f"DSC %\n{_SHARE}", f"HD95 {unit}\n{_SHARE}", "cases", "missed,\nfalse +"]
     rows = []
     for place, row in enumerate(comparison.runs[0].rows):
         for run in comparison.runs:
@@ -26,8 +26,7 @@ def result_table(comparison: Comparison) -> Table:
                     _with_interval(ours.dsc, 100),
                     _with_interval(ours.hd95, 1),
                     str(ours.dsc.cases),
-                    str(ours.outcomes["missed"]),
-                    str(ours.outcomes["false_positive"]),
+                    f"{ours.outcomes['missed']}, {ours.outcomes['false_positive']}",
                 ]
             )
     return heads, rows
@@ -36,10 +35,8 @@ def result_table(comparison: Comparison) -> Table:
 def difference_table(comparison: Comparison, metric: Metric) -> Table:
     """Headings and rows: every other run minus the first, in one metric."""
     unit = "DSC points" if metric == "dsc" else f"HD95 {comparison.runs[0].unit}"
-    heads = [
-        *("run", f"{unit} [95 % interval]", "higher / equal / lower", "effect r"),
-        *("p permutation", "p corrected", "p Wilcoxon"),
-    ]
+    heads = ["run", f"{unit}\n{_SHARE}", "higher/\nequal/\nlower", "effect\nr"]
+    heads += ["p\nperm.", "p\nHolm", "p\nsigned\nrank"]
     return heads, [_difference(entry) for entry in comparison.differences if entry.metric == metric]
 
 
@@ -50,10 +47,10 @@ def notes(comparison: Comparison) -> list[str]:
     sentences = [
         f"Differences are of each run minus {first.label}, in the mean over the classes of a case; a higher "
         "DSC and a lower HD95 are better.",
-        f"Protocol {first.protocol}. Intervals are bootstrapped over {units}; p: paired permutation test, "
-        f"Holm's correction of it for the {len(comparison.differences)} tests here, and Wilcoxon's "
-        f"signed-rank test, whose ranks give higher/equal/lower and the effect r (rank-biserial, -1 to 1), "
-        f"all over {units}.",
+        f"Protocol {first.protocol}. Intervals are bootstrapped over {units}; p: of the paired "
+        f"permutation test, by Holm's correction of it for the {len(comparison.differences)} tests here, and "
+        f"of Wilcoxon's signed-rank test, whose ranks give higher/equal/lower and the effect r "
+        f"(rank-biserial, -1 to 1), all over {units}.",
         "They speak of other cases of this kind, not of another training: for that, take several seeds.",
     ]
     if not comparison.grouped:
@@ -86,7 +83,7 @@ def _difference(difference: Difference) -> list[str]:
     return [
         difference.run,
         _with_interval(effect, 100 if difference.metric == "dsc" else 1, sign="+"),
-        f"{ranks.higher} / {ranks.equal} / {ranks.lower}",
+        f"{ranks.higher}/{ranks.equal}/{ranks.lower}",
         _DASH if math.isnan(ranks.effect) else f"{ranks.effect:+.2f}",
         *(_p_value(p) for p in (test.p_value, difference.p_holm, ranks.p_value)),
     ]
@@ -95,7 +92,7 @@ def _difference(difference: Difference) -> list[str]:
 def _p_value(p: float) -> str:
     if math.isnan(p):
         return _DASH
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def _with_interval(interval: Interval, scale: float, sign: str = "") -> str:

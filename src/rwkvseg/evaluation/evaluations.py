@@ -99,9 +99,9 @@ def _read(label: str, folder: Path, part: str) -> Evaluated:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _parse(label, path.parent, content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        told = " ".join(str(error).split())
+        told = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path} is no summary of an evaluation: {type(error).__name__} {told}. "
+            f"{path} is no summary of an evaluation ({' '.join(str(told).split())}). "
             "Finish the run with --resume, or score its predictions with `rwkvseg evaluate`."
         ) from error
 
