@@ -94,7 +94,8 @@ def test_json_holds_the_same_numbers(scores):
     assert content["mean"]["dsc"]["mean"] == summary.mean.dsc.mean
     assert content["classes"][0]["hd95_mm"]["low"] == summary.classes[0].hd95.low
     assert content["classes"][0]["hd95_mm_without_missed"]["mean"] == summary.classes[0].hd95_found.mean
-    assert content["cases"][3] == {"case": "d", "dsc": None, "hd95_mm": None, "hd95_mm_without_missed": None}
+    nothing = {"dsc": None, "hd95_mm": None, "hd95_mm_without_missed": None, "group": None}
+    assert content["cases"][3] == {"case": "d", **nothing}
 
 
 @pytest.mark.parametrize("unit", ["mm", "px"])
