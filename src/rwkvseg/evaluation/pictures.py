@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.evaluation.metrics import check_spacing
+from rwkvseg.evaluation.masks import check_spacing
 from rwkvseg.evaluation.protocols import ClassScore
 
 if TYPE_CHECKING:

@@ -65,6 +65,7 @@ def write_report(
         f"<header><h1>{escape(title)}</h1>{_headline(summary)}</header>",
         section("What was evaluated", _context_table(summary, context)),
         section("Result", _summary_table(summary) + _table_note(summary)),
+        section("Further metrics", _further_table(summary)),
         section("Empty structures, and what they did to the figures", listed(exclusions(summary))),
         section("Spread over cases", _plot(summary, scores)),
         *_picture_sections(scores, pictures),
@@ -132,6 +133,20 @@ def _summary_row(row: ClassSummary) -> list[str]:
         _number(row.hd95_found.mean),
         *(str(row.outcomes[outcome]) for outcome in _EMPTY),
     ]
+
+
+def _further_table(summary: Summary) -> str:
+    names = list(summary.mean.further)
+    scales = {name: 1 if name.startswith(("assd", "volume")) else 100 for name in names}
+    heads = [f"{name.replace('_', ' ')}{' (%)' if scales[name] == 100 else ''} / cases" for name in names]
+    rows = [
+        [
+            row.name,
+            *(f"{_number(scales[name] * mean.mean)} / {mean.cases}" for name, mean in row.further.items()),
+        ]
+        for row in (*summary.classes, summary.mean)
+    ]
+    return table(["class", *heads], rows)
 
 
 def _table_note(summary: Summary) -> str:
