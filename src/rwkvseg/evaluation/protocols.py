@@ -5,7 +5,6 @@
     | prediction non-empty, truth empty | Dice 0, HD95 NaN, "false_positive"      | Dice 1, HD95 0        |
     | prediction empty, truth non-empty | Dice 0, HD95 the diagonal, "missed"     | Dice 0, HD95 0        |
     | distances                         | mm by the spacing (pixels without it)   | voxels, no spacing    |
-
     | ASSD, NSD, IoU, ... of these rows | as `metrics.py` says, except: a missed  | as `metrics.py` says  |
     |                                   | structure has the diagonal as ASSD, and |                       |
     |                                   | what is absent has no volume difference |                       |
