@@ -79,7 +79,7 @@ def edit(path, change):
     Image.fromarray(change(values)).save(path)
 
 
-VERBS = ["train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"]
+VERBS = ["train", "pretrain", "predict", "evaluate", "compare", "convert-published", "models", "demo"]
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "figure erf", "figure resolution", "figure pareto"])

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg import __version__
+from rwkvseg.cli_compare import compare
 from rwkvseg.cli_data import data_app
+from rwkvseg.cli_evaluate import evaluate, print_summary
 from rwkvseg.cli_figure import figure_app
 from rwkvseg.cli_options import (
     ChangesOption,
@@ -38,7 +39,6 @@ from rwkvseg.errors import RWKVSegError
 from rwkvseg.progress import CaseProgress, progress_bar
 
 if TYPE_CHECKING:
-    from rwkvseg.evaluation.summary import Summary
     from rwkvseg.models.counting import Cost
 
 app = typer.Typer(
@@ -98,7 +98,7 @@ def train(
     console = Console()
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
     for part, evaluation in result.evaluations.items():
-        _print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
+        print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
         _say(console, f"report: {evaluation.report}")
     _say(console, f"model:  {folder / 'model'}")
 
@@ -183,44 +183,8 @@ def predict(
     _say(console, f"{len(done)} label maps in {out}, {seconds:.1f} s on {predictor.device}")
 
 
-@app.command()
-def evaluate(
-    predictions: Annotated[Path, typer.Option("-p", "--predictions", help="Folder of label maps.")],
-    truth: Annotated[Path, typer.Option("-t", "--truth", help="Folder of truths, or the data folder.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for table, CSV, JSON and report.")],
-    protocol: Annotated[ProtocolName, typer.Option(help="Scoring rules.")] = ProtocolName.strict,
-    images: Annotated[Path | None, typer.Option(help="Images for the report's pictures.")] = None,
-    scored: Annotated[
-        str | None, typer.Option(help="Structures that count: NAME,NAME [default: all].")
-    ] = None,
-) -> None:
-    """Score predictions: DSC and HD95, means with 95 % intervals, an HTML report with pictures.
-
-    Examples:
-        rwkvseg evaluate -p predictions -t Kvasir-SEG/masks -o evaluation
-
-        rwkvseg evaluate -p predictions -t ACDC/labelsTs -o evaluation --images ACDC/imagesTs
-    """
-    from rwkvseg.inference.evaluate import evaluate as run_evaluation
-
-    console = Console()
-    with progress_bar(console, "evaluating") as advance:
-        result = run_evaluation(
-            predictions,
-            truth,
-            out,
-            images=images,
-            protocol=protocol.value,
-            scored=None if scored is None else [name.strip() for name in scored.split(",")],
-            on_case=advance,
-        )
-    _print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
-    if result.not_predicted:
-        some = ", ".join(result.not_predicted[:5])
-        _say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
-    if result.recorded_protocol not in (None, protocol.value):
-        _say(console, f"note: predicted under '{result.recorded_protocol}', scored under '{protocol.value}'")
-    _say(console, f"report: {result.report}")
+app.command()(evaluate)
+app.command()(compare)
 
 
 @app.command()
@@ -298,7 +262,7 @@ def demo(
     console = Console()
     result = run_demo(out, device=device.value, seed=seed, console=console)
     evaluation = result.evaluations["test"]
-    _print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
+    print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
     _say(console, f"pictures: {evaluation.report}")
     _say(console, f"model:    {result.folder / 'model'}")
 
@@ -322,20 +286,6 @@ def _print_costs(console: Console, costs: "list[Cost]") -> None:
     _say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
     _say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
     _say(console, "activations: what training keeps in float32 for one image.")
-
-
-def _print_summary(console: Console, summary: "Summary", *, title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    for heading in ("DSC %", "95 % interval", f"HD95 {summary.unit}", "missed", "false positive"):
-        table.add_column(heading, justify="right")
-    for row in (*summary.classes, summary.mean):
-        interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
-        outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
-        table.add_row(
-            escape(row.name), f"{100 * row.dsc.mean:.2f}", interval, f"{row.hd95.mean:.2f}", *outcomes
-        )
-    console.print(table)
 
 
 def main() -> None:

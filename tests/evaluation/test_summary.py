@@ -94,7 +94,8 @@ def test_json_holds_the_same_numbers(scores):
     assert content["mean"]["dsc"]["mean"] == summary.mean.dsc.mean
     assert content["classes"][0]["hd95_mm"]["low"] == summary.classes[0].hd95.low
     assert content["classes"][0]["hd95_mm_without_missed"]["mean"] == summary.classes[0].hd95_found.mean
-    assert content["cases"][3] == {"case": "d", "dsc": None, "hd95_mm": None, "hd95_mm_without_missed": None}
+    nothing = {"dsc": None, "hd95_mm": None, "hd95_mm_without_missed": None, "group": None}
+    assert content["cases"][3] == {"case": "d", **nothing}
 
 
 @pytest.mark.parametrize("unit", ["mm", "px"])
@@ -103,7 +104,8 @@ def test_csv_gives_back_the_scores(tmp_path, scores, unit):
     write_csv(tmp_path / "scores.csv", [*scores, odd], unit)
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "label", "name", "dsc", f"hd95_{unit}", "outcome"]
+    further = ["iou", "precision", "recall", f"assd_{unit}", f"nsd_2{unit}", "volume_difference_ml"]
+    assert list(rows[0]) == ["case", "label", "name", "dsc", f"hd95_{unit}", "outcome", *further]
     for row, expected in zip(rows, [*scores, odd], strict=True):
         assert (row["case"], int(row["label"]), row["name"]) == (expected.case, expected.label, expected.name)
         for column, value in (("dsc", expected.dsc), (f"hd95_{unit}", expected.hd95)):

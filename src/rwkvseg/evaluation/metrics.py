@@ -1,25 +1,22 @@
 """Overlap and surface distance of two boolean masks, and what they are when a mask is empty.
 
-    |                  | truth empty             | truth non-empty         |
-    | prediction empty | dice NaN, hd95 NaN      | dice 0, hd95 NaN        |
-    | pred. non-empty  | dice 0, hd95 NaN        | both defined            |
+    |                  | truth empty                       | truth non-empty                    |
+    | prediction empty | all NaN, volume difference 0      | Dice, IoU, NSD, recall 0; rest NaN |
+    | pred. non-empty  | Dice, IoU, NSD, precision 0;      | all defined                        |
+    |                  | rest NaN                          |                                    |
 
-NaN means "not defined", never "bad": what an undefined value costs is decided in one place, `protocols.py`.
+The volume difference is always defined. NaN means "not defined", never "bad": what an undefined value costs
+is decided in one place, `protocols.py`.
 """
 
 import math
-import os
 from collections.abc import Sequence
 
-import edt
 import numpy as np
-from numpy.typing import NDArray
 
-from rwkvseg.errors import GeometryError, ShapeError, UsageError
-
-Mask = NDArray[np.bool_]
-
-_PARALLEL_FROM = 1_000_000  # voxels; smaller arrays are done before threads have started
+from rwkvseg.errors import UsageError
+from rwkvseg.evaluation.masks import Mask, check_masks, check_spacing
+from rwkvseg.evaluation.surfaces import Percentile, surface_distances
 
 
 def dice(prediction: Mask, truth: Mask) -> float:
@@ -40,12 +37,58 @@ def dice(prediction: Mask, truth: Mask) -> float:
         >>> dice(np.array([[True, True]]), np.array([[True, False]]))
         0.6666666666666666
     """
-    _check_masks(prediction, truth)
+    check_masks(prediction, truth)
     total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(truth))
     return 2 * int(np.count_nonzero(prediction & truth)) / total if total else math.nan
 
 
-def hausdorff_95(prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
+def iou(prediction: Mask, truth: Mask) -> float:
+    """Intersection over union |P ∩ T| / (|P| + |T| - |P ∩ T|) (Jaccard index), without unit, 0 to 1.
+
+    Arguments and errors as `dice`; 0 when exactly one mask is empty, NaN when both are.
+
+    Example:
+        >>> iou(np.array([[True, True]]), np.array([[True, False]]))
+        0.5
+    """
+    check_masks(prediction, truth)
+    either = int(np.count_nonzero(prediction | truth))
+    return int(np.count_nonzero(prediction & truth)) / either if either else math.nan
+
+
+def precision(prediction: Mask, truth: Mask) -> float:
+    """Share of the prediction that is true, |P ∩ T| / |P|, without unit, 0 to 1.
+
+    Arguments and errors as `dice`; NaN when the prediction is empty, 0 when only the truth is.
+
+    Example:
+        >>> precision(np.array([[True, True]]), np.array([[True, False]]))
+        0.5
+    """
+    check_masks(prediction, truth)
+    predicted = int(np.count_nonzero(prediction))
+    return int(np.count_nonzero(prediction & truth)) / predicted if predicted else math.nan
+
+
+def recall(prediction: Mask, truth: Mask) -> float:
+    """Share of the truth that is predicted (sensitivity), |P ∩ T| / |T|, without unit, 0 to 1.
+
+    Arguments and errors as `dice`; NaN when the truth is empty, 0 when only the prediction is.
+
+    Example:
+        >>> recall(np.array([[True, True]]), np.array([[True, False]]))
+        1.0
+    """
+    return precision(truth, prediction)
+
+
+def hausdorff_95(
+    prediction: Mask,
+    truth: Mask,
+    spacing: Sequence[float] | None = None,
+    *,
+    method: Percentile = "pooled",
+) -> float:
     """95th percentile of the pooled surface distances, in mm by `spacing`, in pixels without it.
 
     The surface of a mask is its voxels with a face neighbour outside the mask or outside the array. Every
@@ -57,6 +100,7 @@ def hausdorff_95(prediction: Mask, truth: Mask, spacing: Sequence[float] | None 
         prediction: boolean mask, 2 or 3 axes.
         truth: boolean mask of the same shape.
         spacing: mm per voxel along each axis, or None for distances in pixels.
+        method: "pooled", or "larger" for MONAI's.
 
     Returns:
         NaN when either mask is empty.
@@ -64,86 +108,86 @@ def hausdorff_95(prediction: Mask, truth: Mask, spacing: Sequence[float] | None 
     Raises:
         ShapeError: the shapes differ or have neither 2 nor 3 axes.
         GeometryError: `spacing` has another length or is not positive and finite.
-        UsageError: an array is not boolean.
+        UsageError: an array is not boolean, or an unknown method.
 
     Example:
         >>> left, right = np.array([[True, False, False]]), np.array([[False, False, True]])
         >>> hausdorff_95(left, right), hausdorff_95(left, right, spacing=(1.0, 0.5))
         (2.0, 1.0)
     """
-    _check_masks(prediction, truth)
-    spacing = check_spacing(spacing, prediction.ndim)
-    if not prediction.any() or not truth.any():
-        return math.nan
-    box = _joint_box(prediction, truth)
-    surfaces = _surface(prediction[box]), _surface(truth[box])
-    pooled = [_squared_distance_to(surfaces[1], spacing)[surfaces[0]]]
-    pooled += [_squared_distance_to(surfaces[0], spacing)[surfaces[1]]]
-    return float(np.percentile(np.sqrt(np.concatenate(pooled), dtype=np.float64), 95))
+    distances = surface_distances(prediction, truth, spacing)
+    return math.nan if distances is None else distances.hausdorff_95(method)
 
 
-def check_spacing(spacing: Sequence[float] | None, axes: int) -> tuple[float, ...]:
-    """`spacing` as `axes` floats, ones when None; GeometryError unless each is positive and finite."""
-    if spacing is None:
-        return (1.0,) * axes
-    values = tuple(float(value) for value in spacing)
-    if len(values) != axes or not all(math.isfinite(value) and value > 0 for value in values):
-        raise GeometryError(
-            f"spacing {values} does not describe {axes} axes. "
-            f"Give {axes} positive, finite numbers in mm, or None."
-        )
-    return values
+def assd(prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
+    """Average symmetric surface distance, in mm by `spacing`, in pixels without it (Heimann et al. 2009).
+
+    The mean of all distances that `hausdorff_95` takes its percentile of, both directions pooled. This is the
+    definition of `medpy.metric.binary.assd` and of MONAI's symmetric `compute_average_surface_distance`.
+    Arguments and errors as `hausdorff_95`; NaN when either mask is empty.
+
+    Example:
+        >>> assd(np.array([[True, False, False]]), np.array([[True, False, True]]))
+        0.6666666666666666
+    """
+    distances = surface_distances(prediction, truth, spacing)
+    return math.nan if distances is None else distances.average()
 
 
-def _check_masks(prediction: Mask, truth: Mask) -> None:
-    if prediction.shape != truth.shape:
-        raise ShapeError(
-            f"prediction {prediction.shape} and truth {truth.shape} have different shapes. "
-            "Bring the prediction back to the grid of the truth before comparing."
-        )
-    if prediction.ndim not in (2, 3):
-        raise ShapeError(
-            f"masks of shape {prediction.shape} have neither 2 nor 3 axes. Compare case by case."
-        )
-    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise UsageError(
-            f"masks of type {prediction.dtype} and {truth.dtype} are not boolean. "
-            "Choose one label, as in `label_map == 1`."
-        )
+def nsd(prediction: Mask, truth: Mask, spacing: Sequence[float] | None = None, *, tolerance: float) -> float:
+    """Normalised surface Dice, without unit, 0 to 1 (Nikolov et al., arXiv:1809.04430).
+
+    The share of the surface voxels of both masks that lie within `tolerance` of the other surface: MONAI's
+    `compute_surface_dice` without sub-voxels. Arguments and errors as `hausdorff_95`.
+
+    Args:
+        prediction: boolean mask, 2 or 3 axes.
+        truth: boolean mask of the same shape.
+        spacing: mm per voxel along each axis, or None for distances in pixels.
+        tolerance: largest distance that counts as right, in mm by `spacing`, in pixels without it.
+
+    Returns:
+        0 when exactly one mask is empty, NaN when both are.
+
+    Raises:
+        UsageError: a tolerance that is negative or not finite; otherwise as `hausdorff_95`.
+
+    Example:
+        >>> nsd(np.array([[True, False, False]]), np.array([[True, False, True]]), tolerance=1)
+        0.6666666666666666
+    """
+    check_tolerance(tolerance)
+    distances = surface_distances(prediction, truth, spacing)
+    if distances is None:
+        return 0.0 if prediction.any() or truth.any() else math.nan
+    return distances.within(tolerance)
 
 
-def _joint_box(prediction: Mask, truth: Mask) -> tuple[slice, ...]:
-    """Bounding box of both masks together: beyond it there is no surface, so no distance changes."""
-    union = prediction | truth
-    box = []
-    for axis in range(union.ndim):
-        # the axis that is narrowed first shrinks what the next ones have to read
-        others = tuple(other for other in range(union.ndim) if other != axis)
-        held = np.flatnonzero(union.any(axis=others))
-        box.append(slice(int(held[0]), int(held[-1]) + 1))
-        union = union[(slice(None),) * axis + (box[-1],)]
-    return tuple(box)
+def volume_difference(prediction: Mask, truth: Mask, spacing: Sequence[float]) -> float:
+    """Volume of the prediction minus that of the truth, in ml; an empty mask has the volume 0.
+
+    Args:
+        prediction: boolean mask, 3 axes.
+        truth: boolean mask of the same shape.
+        spacing: mm per voxel along each axis.
+
+    Raises:
+        ShapeError: the shapes differ or have neither 2 nor 3 axes.
+        UsageError: pictures, which have no volume, or an array that is not boolean.
+        GeometryError: `spacing` does not fit.
+
+    Example:
+        >>> volume_difference(np.ones((2, 1, 1), bool), np.zeros((2, 1, 1), bool), (10, 10, 10))
+        2.0
+    """
+    check_masks(prediction, truth)
+    if prediction.ndim != 3:
+        raise UsageError(f"masks of shape {prediction.shape} have no volume. Give 3 axes and their spacing.")
+    voxel = math.prod(check_spacing(spacing, 3)) / 1000
+    return (int(np.count_nonzero(prediction)) - int(np.count_nonzero(truth))) * voxel
 
 
-def _surface(mask: Mask) -> Mask:
-    """Voxels of `mask` with a face neighbour outside it; beyond the array counts as outside."""
-    interior = mask.copy()
-    for axis in range(mask.ndim):
-        line = np.moveaxis(mask, axis, 0)
-        inside = np.moveaxis(interior, axis, 0)
-        inside[1:] &= line[:-1]
-        inside[:-1] &= line[1:]
-        inside[[0, -1]] = False
-    return mask & ~interior
-
-
-def _squared_distance_to(surface: Mask, spacing: tuple[float, ...]) -> NDArray[np.float32]:
-    """Squared distance of every voxel to the nearest voxel of `surface`, float32."""
-    # C order, so that `anisotropy` follows the axes; edt reads bytes a quarter faster than booleans
-    background = np.ascontiguousarray(~surface).view(np.uint8)
-    threads = min(4, os.cpu_count() or 1) if background.size >= _PARALLEL_FROM else 1
-    # with a black border the array's edge would count as surface
-    squared: NDArray[np.float32] = edt.edtsq(
-        background, anisotropy=spacing, black_border=False, parallel=threads
-    )
-    return squared
+def check_tolerance(tolerance: float) -> None:
+    """Raise UsageError unless a tolerance of NSD is a distance."""
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UsageError(f"tolerance {tolerance} is no distance. Give mm (pixels without spacing) from 0 on.")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.evaluation.metrics import check_spacing
+from rwkvseg.evaluation.masks import check_spacing
 from rwkvseg.evaluation.protocols import ClassScore
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def make_picture(
     spacing: Sequence[float] | None = None,
     *,
     affine: NDArray[np.float64] | None = None,
+    index: int | None = None,
 ) -> Picture:
     """Choose what to show of a case: a picture whole, of a volume the slice with the most wrong voxels.
 
@@ -97,6 +98,7 @@ def make_picture(
         dsc: Dice of the whole case, 0 to 1.
         spacing: mm per voxel along each axis, or None.
         affine: (4, 4), voxel to RAS+ mm, or None.
+        index: of the slice of a volume, where it is not to be chosen; see `most_wrong_slice`.
 
     Raises:
         ShapeError: the shapes do not belong together or have neither 2 nor 3 spatial axes.
@@ -116,8 +118,9 @@ def make_picture(
     if truth.ndim == 2:
         pixels = image if image.shape[0] == 3 else image[:1]
         return Picture(case_id, _to_pixels(pixels, image), truth, prediction, dsc, (steps[0], steps[1]))
-    axis = max(range(3), key=lambda candidate: (steps[candidate], candidate))
-    index = _most_wrong_slice(truth, prediction, axis)
+    axis = _cut_axis(steps)
+    if index is None:
+        index = most_wrong_slice(truth, [prediction], steps)
     shown = [np.take(array, index, axis=axis) for array in (image[0], truth, prediction)]
     rows, columns = (step for other, step in enumerate(steps) if other != axis)
     if affine is not None:
@@ -170,6 +173,17 @@ def draw_overlay(picture: Picture) -> Image:
     )
 
 
+def draw_side_by_side(pictures: Sequence[Picture]) -> Image:
+    """One panel with the image, one with the truth's contours, then one a network with its prediction's.
+
+    Args:
+        pictures: the same part of the same case, under one network each.
+    """
+    image, truth, _ = _enlarged(pictures[0])
+    predictions = [_enlarged(picture)[2] for picture in pictures]
+    return _beside_each_other([image, *(_with_contours(image, labels) for labels in (truth, *predictions))])
+
+
 def draw_prediction(picture: Picture) -> Image:
     """Two panels: image, and contours of the prediction; for cases whose truth nobody knows."""
     image, _, prediction = _enlarged(picture)
@@ -196,13 +210,27 @@ def _beside_each_other(panels: Sequence[Pixels]) -> Image:
     return Image.fromarray(sheet)
 
 
-def _most_wrong_slice(truth: NDArray[Any], prediction: NDArray[Any], axis: int) -> int:
+def most_wrong_slice(
+    truth: NDArray[Any], predictions: Sequence[NDArray[Any]], spacing: Sequence[float] | None = None
+) -> int:
+    """Slice of a volume in which the predictions together hold the most wrong voxels.
+
+    Args:
+        truth: (i, j, k), label values.
+        predictions: of one or several networks, each (i, j, k).
+        spacing: mm per voxel along each axis, or None.
+    """
+    axis = _cut_axis(check_spacing(spacing, 3))
     others = tuple(other for other in range(3) if other != axis)
-    for measure in (truth != prediction, truth != 0):
-        count = np.count_nonzero(measure, axis=others)
+    wrong = sum(np.count_nonzero(truth != prediction, axis=others) for prediction in predictions)
+    for count in (np.asarray(wrong), np.count_nonzero(truth, axis=others)):
         if count.any():
             return int(np.argmax(count))
     return int(truth.shape[axis]) // 2
+
+
+def _cut_axis(steps: Sequence[float]) -> int:
+    return max(range(3), key=lambda candidate: (steps[candidate], candidate))
 
 
 def _hang(

@@ -5,6 +5,9 @@
     | prediction non-empty, truth empty | Dice 0, HD95 NaN, "false_positive"      | Dice 1, HD95 0        |
     | prediction empty, truth non-empty | Dice 0, HD95 the diagonal, "missed"     | Dice 0, HD95 0        |
     | distances                         | mm by the spacing (pixels without it)   | voxels, no spacing    |
+    | ASSD, NSD, IoU, ... of these rows | as `metrics.py` says, except: a missed  | as `metrics.py` says  |
+    |                                   | structure has the diagonal as ASSD, and |                       |
+    |                                   | what is absent has no volume difference |                       |
 
 `transunet` is what the published 2D code computes, quirks included, to stand beside published figures.
 """
@@ -19,12 +22,17 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from rwkvseg.errors import LabelError, ShapeError, UsageError
-from rwkvseg.evaluation.metrics import check_spacing, dice, hausdorff_95
+from rwkvseg.evaluation.masks import check_spacing
+from rwkvseg.evaluation.metrics import check_tolerance
+from rwkvseg.evaluation.surfaces import surface_distances
 
 Protocol = Literal["strict", "transunet"]
 Outcome = Literal["scored", "absent", "false_positive", "missed"]
 LabelMap = NDArray[Any]
 Box = tuple[slice, ...]
+
+TOLERANCE = 2.0
+"""Of NSD, in the unit of HD95, unless another is asked for."""
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
@@ -53,6 +61,27 @@ class ClassScore:
     """Pixels or voxels of the class in the truth only."""
     tn: int
     """Pixels or voxels of the class in neither."""
+    assd: float = math.nan
+    """Average symmetric surface distance in the unit of HD95; NaN where not defined or not scored."""
+    nsd: float = math.nan
+    """Normalised surface Dice at the tolerance of the evaluation, 0 to 1; NaN likewise."""
+    volume_difference: float = math.nan
+    """Volume of the prediction minus that of the truth in ml; NaN without spacing in mm, and where absent."""
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union, 0 to 1; NaN when both are empty."""
+        return _share(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of the prediction that is true, 0 to 1; NaN when nothing is predicted."""
+        return _share(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the truth that is predicted, 0 to 1; NaN when the truth is empty."""
+        return _share(self.tp, self.tp + self.fn)
 
 
 def check_protocol(protocol: str) -> None:
@@ -79,6 +108,7 @@ def score_case(
     labels: Mapping[str, int],
     spacing: Sequence[float] | None = None,
     protocol: Protocol = "strict",
+    tolerance: float = TOLERANCE,
 ) -> list[ClassScore]:
     """Score every class of a case, in the order of the label values, background (0) left out.
 
@@ -90,12 +120,13 @@ def score_case(
             background.
         spacing: mm per voxel along each axis, or None for distances in pixels.
         protocol: "strict" or "transunet", see the table at the top of this file.
+        tolerance: of NSD, in mm where `distance_unit` says so, else in pixels.
 
     Raises:
         ShapeError: the shapes differ or have neither 2 nor 3 axes.
         LabelError: a map is not of integers or holds a value that `labels` does not name.
         GeometryError: `spacing` does not fit.
-        UsageError: an unknown protocol.
+        UsageError: an unknown protocol, or a tolerance that is no distance.
 
     Example:
         >>> truth = np.array([[0, 1, 1], [0, 0, 2]])
@@ -104,6 +135,7 @@ def score_case(
         [1.0, 1.0, nan]
     """
     check_protocol(protocol)
+    check_tolerance(tolerance)
     if prediction.shape != truth.shape or truth.ndim not in (2, 3):
         raise ShapeError(
             f"prediction {prediction.shape} and truth {truth.shape} of case {case!r} are not two maps "
@@ -118,7 +150,11 @@ def score_case(
     grid = spacing if protocol == "strict" else None
     return [
         _score_class(
-            (case, value, name), (prediction, truth), [found.get(value) for found in boxes], grid, protocol
+            (case, value, name),
+            (prediction, truth),
+            [found.get(value) for found in boxes],
+            grid,
+            (protocol, tolerance),
         )
         for value, name in names.items()
     ]
@@ -129,22 +165,34 @@ def _score_class(
     maps: tuple[LabelMap, LabelMap],
     boxes: list[Box | None],
     spacing: Sequence[float] | None,
-    protocol: Protocol,
+    rules: tuple[Protocol, float],
 ) -> ClassScore:
-    case, label, name = identity
+    protocol, tolerance = rules
     shape = maps[0].shape
     held = [box for box in boxes if box is not None]
     box = _union(held) if held else (slice(0, 0),) * len(shape)
     # beyond the joint box neither map holds the class, so counts and distances need nothing else
-    prediction, truth = (np.asarray(array[box] == label) for array in maps)
+    prediction, truth = (np.asarray(array[box] == identity[1]) for array in maps)
     tp = int(np.count_nonzero(prediction & truth))
     fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(truth)) - tp
     outcome = _outcome(predicted=boxes[0] is not None, present=boxes[1] is not None)
-    if outcome == "scored":
-        dsc, hd95 = dice(prediction, truth), hausdorff_95(prediction, truth, spacing)
+    distances = surface_distances(prediction, truth, spacing)
+    if distances is not None:
+        dsc, hd95 = 2 * tp / (2 * tp + fp + fn), distances.hausdorff_95()
+        assd, nsd = distances.average(), distances.within(tolerance)
     else:
         dsc, hd95 = _scores_of_empty(outcome, protocol, _diagonal(shape, spacing))
-    return ClassScore(case, label, name, dsc, hd95, outcome, tp, fp, fn, math.prod(shape) - tp - fp - fn)
+        assd = hd95 if protocol == "strict" else math.nan
+        nsd = math.nan if outcome == "absent" else 0.0
+    volume = math.nan
+    if len(shape) == 3 and spacing is not None and outcome != "absent":
+        volume = (fp - fn) * math.prod(spacing) / 1000
+    tn = math.prod(shape) - tp - fp - fn
+    return ClassScore(*identity, dsc, hd95, outcome, tp, fp, fn, tn, assd, nsd, volume)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 def _outcome(*, predicted: bool, present: bool) -> Outcome:

@@ -3,27 +3,33 @@
 Everything is inside the file (style, plots and pictures), it runs no script, and it prints.
 """
 
-import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from rwkvseg.evaluation.pictures import (
-    ERROR_COLOURS,
     PANELS,
-    Colour,
     Picture,
-    class_colour,
     draw_overlay,
     make_picture,
     representative_cases,
 )
 from rwkvseg.evaluation.plots import distribution_plot
 from rwkvseg.evaluation.protocols import ClassScore
-from rwkvseg.evaluation.report_text import STYLE, conventions, exclusions
+from rwkvseg.evaluation.report_html import (
+    class_legend,
+    embedded,
+    error_legend,
+    listed,
+    page,
+    section,
+    table,
+    table_row,
+)
+from rwkvseg.evaluation.report_text import conventions, exclusions
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import ClassSummary, Summary
 from rwkvseg.output import write_text
@@ -67,37 +73,26 @@ def write_report(
     Raises:
         OutputError: the file cannot be written.
     """
-    title = escape(context.get("title", "Segmentation report"))
+    title = context.get("title", "Segmentation report")
     body = [
-        f"<header><h1>{title}</h1>{_headline(summary)}</header>",
-        _section("What was evaluated", _context_table(summary, context)),
-        _section("Result", _summary_table(summary) + _table_note(summary)),
-        _section("Empty structures, and what they did to the figures", _listed(exclusions(summary))),
-        _section("Spread over cases", _plot(summary, scores)),
+        f"<header><h1>{escape(title)}</h1>{_headline(summary)}</header>",
+        section("What was evaluated", _context_table(summary, context)),
+        section("Result", _summary_table(summary) + _table_note(summary)),
+        section("Further metrics", _further_table(summary)),
+        section("Empty structures, and what they did to the figures", listed(exclusions(summary))),
+        section("Spread over cases", _plot(summary, scores)),
         *_picture_sections(scores, pictures),
-        *(_section(section.heading, _shown(section)) for section in sections),
-        _section("How the figures are defined", _listed(conventions(summary))),
-        _section("Every case", _case_table(summary, scores)),
+        *(section(part.heading, _shown(part)) for part in sections),
+        section("How the figures are defined", listed(conventions(summary))),
+        section("Every case", _case_table(summary, scores)),
     ]
-    write_text(
-        path,
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n",
-    )
+    write_text(path, page(title, body))
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
-
-
-def _shown(section: Section) -> str:
-    heads, *rows = section.table
-    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>{_cells(row[1:])}</tr>' for row in rows)
-    table = f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-    return f'{_embedded(section.png, section.heading)}{table}<p class="note">{escape(section.note)}</p>'
+def _shown(part: Section) -> str:
+    heads, *rows = part.table
+    note = f'<p class="note">{escape(part.note)}</p>'
+    return f"{embedded(part.png, part.heading)}{table(heads, rows)}{note}"
 
 
 def _headline(summary: Summary) -> str:
@@ -143,14 +138,12 @@ def _summary_table(summary: Summary) -> str:
         *(outcome.replace("_", " ") for outcome in _EMPTY),
     ]
     rows = [_summary_row(row) for row in summary.classes]
-    return (
-        f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody>"
-        f"<tfoot>{_summary_row(summary.mean)}</tfoot></table>"
-    )
+    return table(heads, rows, table_row(_summary_row(summary.mean)))
 
 
-def _summary_row(row: ClassSummary) -> str:
-    cells = [
+def _summary_row(row: ClassSummary) -> list[str]:
+    return [
+        row.name,
         _percent(row.dsc),
         _interval(row.dsc, 100),
         str(row.dsc.cases),
@@ -160,7 +153,20 @@ def _summary_row(row: ClassSummary) -> str:
         _number(row.hd95_found.mean),
         *(str(row.outcomes[outcome]) for outcome in _EMPTY),
     ]
-    return f'<tr><th scope="row">{escape(row.name)}</th>{_cells(cells)}</tr>'
+
+
+def _further_table(summary: Summary) -> str:
+    names = list(summary.mean.further)
+    scales = {name: 1 if name.startswith(("assd", "volume")) else 100 for name in names}
+    heads = [f"{name.replace('_', ' ')}{' (%)' if scales[name] == 100 else ''} / cases" for name in names]
+    rows = [
+        [
+            row.name,
+            *(f"{_number(scales[name] * mean.mean)} / {mean.cases}" for name, mean in row.further.items()),
+        ]
+        for row in (*summary.classes, summary.mean)
+    ]
+    return table(["class", *heads], rows)
 
 
 def _table_note(summary: Summary) -> str:
@@ -180,14 +186,14 @@ def _plot(summary: Summary, scores: Sequence[ClassScore]) -> str:
         "Box: quartiles and median. Blue points: cases in which prediction and truth both hold the class. "
         "Vermilion crosses: one of the two is empty, scored as the protocol says."
     )
-    return f'{_embedded(png, "DSC and HD95 per class")}<p class="note">{escape(note)}</p>'
+    return f'{embedded(png, "DSC and HD95 per class")}<p class="note">{escape(note)}</p>'
 
 
 def _picture_sections(scores: Sequence[ClassScore], pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
     shown = {heading: group for heading, group in pictures.items() if group}
     if not shown:
         return []
-    sections = [_section("Cases in pictures", _legend(scores))]
+    sections = [section("Cases in pictures", _legend(scores))]
     for heading, group in shown.items():
         figures = "".join(_figure(picture) for picture in group)
         sections.append(f'<section class="cases"><h3>{escape(heading.capitalize())}</h3>{figures}</section>')
@@ -202,27 +208,14 @@ def _figure(picture: Picture) -> str:
     panels = "".join(f"<span>{panel}</span>" for panel in PANELS)
     return (
         f"<figure><figcaption><b>{escape(picture.case)}</b> · {score}{detail}</figcaption>"
-        f"{_embedded(file.getvalue(), f'overlay of case {picture.case}')}"
+        f"{embedded(file.getvalue(), f'overlay of case {picture.case}')}"
         f'<div class="panels">{panels}</div></figure>'
     )
 
 
 def _legend(scores: Sequence[ClassScore]) -> str:
     names = {score.label: score.name for score in scores}
-    classes = [_swatch(class_colour(label), name, "line") for label, name in sorted(names.items())]
-    # one class cannot be mistaken for another
-    kinds = [kind for kind in ERROR_COLOURS if len(names) > 1 or kind != "wrong class"]
-    errors = [_swatch(ERROR_COLOURS[kind], kind, "fill") for kind in kinds]
-    errors.append(_swatch((255, 255, 255), "outline of the truth", "line"))
-    return (
-        f'<p class="legend"><b>Contours</b> {"".join(classes)}</p>'
-        f'<p class="legend"><b>Errors</b> {"".join(errors)}</p>'
-    )
-
-
-def _swatch(colour: Colour, name: str, kind: str) -> str:
-    shade = "#{:02x}{:02x}{:02x}".format(*colour)
-    return f'<span class="key"><i class="{kind}" style="--shade:{shade}"></i>{escape(name)}</span>'
+    return class_legend(names) + error_legend(several_classes=len(names) > 1)
 
 
 def _case_table(summary: Summary, scores: Sequence[ClassScore]) -> str:
@@ -233,27 +226,14 @@ def _case_table(summary: Summary, scores: Sequence[ClassScore]) -> str:
     by_key = {(score.case, score.label): score for score in scores}
     rows = []
     for case in summary.cases:
-        cells = [_number(100 * case.dsc), _number(case.hd95)]
+        cells = [case.case, _number(100 * case.dsc), _number(case.hd95)]
         for label in names:
             score = by_key[case.case, label]
             empty = "" if score.outcome == "scored" else f" ({score.outcome.replace('_', ' ')})"
             cells += [_number(100 * score.dsc) + empty, _number(score.hd95)]
-        rows.append(f'<tr><th scope="row">{escape(case.case)}</th>{_cells(cells)}</tr>')
-    table = f"<table><thead><tr>{_cells(heads, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append(cells)
     hint = f"<summary>Show {len(summary.cases)} cases</summary>"
-    return f'<details>{hint}<div class="wide">{table}</div></details>'
-
-
-def _cells(values: Iterable[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
-
-
-def _listed(sentences: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
-
-
-def _embedded(png: bytes, description: str) -> str:
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f'<details>{hint}<div class="wide">{table(heads, rows)}</div></details>'
 
 
 def _percent(interval: Interval) -> str:

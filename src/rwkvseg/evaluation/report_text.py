@@ -102,6 +102,9 @@ def conventions(summary: Summary) -> list[str]:
         "DSC: Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|) of prediction P and truth T, in %.",
         "HD95: 95th percentile of the distances from each surface voxel of one mask to the nearest surface "
         f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
+        "Further metrics: ASSD is the mean of those distances, NSD the share of them within the tolerance in "
+        "its name. Each mean is over the cases in which the metric is defined: precision needs a "
+        "prediction, recall a truth. A missed structure has the diagonal as ASSD under strict.",
     ]
     if summary.protocol == "strict":
         return [

@@ -10,14 +10,15 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rwkvseg.errors import DataError, UsageError
-from rwkvseg.evaluation.protocols import ClassScore, Outcome, Protocol, check_protocol
+from rwkvseg.evaluation.further import Mean, further_metrics, mean_of_cases, mean_of_class
+from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Outcome, Protocol, check_protocol
 from rwkvseg.evaluation.statistics import Interval, bootstrap_interval
 from rwkvseg.output import write_json, write_text
 
@@ -42,6 +43,8 @@ class ClassSummary:
     """HD95 of what both prediction and truth hold, so without the missed structures."""
     outcomes: Mapping[str, int]
     """How often the class was scored, absent, a false_positive, missed; for the mean, over all classes."""
+    further: Mapping[str, Mean] = field(default_factory=dict)
+    """Means of the other metrics by their names in the files, see `further_metrics`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class CaseMean:
     dsc: float
     hd95: float
     hd95_found: float
+    group: str | None = None
+    """Patient or video, where whole groups were resampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,12 @@ class Summary:
         """The same numbers as plain dictionaries and lists, None for NaN, so that JSON can hold them."""
         content = asdict(self)
         unit = f"hd95_{self.unit}"
+        for row in [*content["classes"], content["mean"]]:
+            row.update(row.pop("further"))
         for row in [*content["classes"], content["mean"], *content["cases"]]:
             row[unit] = row.pop("hd95")
             row[f"{unit}_without_missed"] = row.pop("hd95_found")
-        cleaned: dict[str, Any] = _without_nan(content)
+        cleaned: dict[str, Any] = without_nan(content)
         return cleaned
 
 
@@ -91,6 +98,7 @@ def summarise(
     *,
     protocol: Protocol = "strict",
     unit: Unit = "px",
+    tolerance: float = TOLERANCE,
     groups: Mapping[str, object] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
@@ -102,6 +110,7 @@ def summarise(
         scores: what `score_case` returned for every case, joined; every case with the same classes.
         protocol: the protocol the scores were made under.
         unit: unit of their HD95, see `protocols.distance_unit`; scores in mm and in pixels may not be mixed.
+        tolerance: with which their NSD was made.
         groups: case id to patient or video, for all cases; whole groups are then resampled.
         confidence: of every interval.
         resamples: number of bootstrap resamples.
@@ -131,8 +140,11 @@ def summarise(
         )
 
     by_class = {label: [score for score in scores if score.label == label] for label in names}
-    rows = [_row(names[label], label, members, interval) for label, members in sorted(by_class.items())]
-    case_means = _case_means(scores)
+    rows = [
+        _row(names[label], label, members, interval, mean_of_class(members, unit, tolerance))
+        for label, members in sorted(by_class.items())
+    ]
+    case_means = _case_means(scores, groups)
     mean = ClassSummary(
         "mean",
         None,
@@ -140,14 +152,17 @@ def summarise(
         interval(case.hd95 for case in case_means),
         interval(case.hd95_found for case in case_means),
         _outcomes(scores),
+        mean_of_cases(scores, unit, tolerance),
     )
     return Summary(
         protocol, unit, tuple(rows), mean, tuple(case_means), confidence, resamples, groups is not None
     )
 
 
-def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit) -> None:
+def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit, *, tolerance: float = TOLERANCE) -> None:
     """Write one line a case and class: case, label, name, dsc, hd95_mm or hd95_px, outcome; NaN is empty.
+
+    The metrics of `further_metrics` follow, NSD with its tolerance in the name: nsd_2mm.
 
     Numbers are written with all their digits, so that reading gives back the same values.
 
@@ -158,11 +173,17 @@ def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit) -> None:
     _check_unit(unit)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "label", "name", "dsc", f"hd95_{unit}", "outcome"])
-    for score in scores:
-        numbers = ["" if math.isnan(value) else repr(value) for value in (score.dsc, score.hd95)]
-        writer.writerow([score.case, score.label, score.name, *numbers, score.outcome])
+    for number, score in enumerate(scores):
+        further = further_metrics(score, unit, tolerance)
+        if number == 0:
+            writer.writerow(["case", "label", "name", "dsc", f"hd95_{unit}", "outcome", *further])
+        dsc, hd95, *others = map(_written, (score.dsc, score.hd95, *further.values()))
+        writer.writerow([score.case, score.label, score.name, dsc, hd95, score.outcome, *others])
     write_text(path, text.getvalue())
+
+
+def _written(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
 
 
 def write_summary_json(
@@ -172,6 +193,7 @@ def write_summary_json(
     *,
     prediction_files: Mapping[str, str] | None = None,
     truth_files: Mapping[str, str] | None = None,
+    image_files: Mapping[str, str] | None = None,
 ) -> None:
     """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
 
@@ -184,6 +206,7 @@ def write_summary_json(
         scores: the scores that were summarised.
         prediction_files: case id to the name to print; the case id without it.
         truth_files: case id to the name to print; the case id without it.
+        image_files: case id to the name of the image, added to nnU-Net's keys for the cases that have one.
 
     Raises:
         OutputError: the file cannot be written.
@@ -201,6 +224,7 @@ def write_summary_json(
                 "metrics": {str(s.label): m for s, m in zip(scores, metrics, strict=True) if s.case == case},
                 "prediction_file": (prediction_files or {}).get(case, case),
                 "reference_file": (truth_files or {}).get(case, case),
+                **({"image_file": image_files[case]} if image_files and case in image_files else {}),
             }
         )
     content = {
@@ -209,18 +233,19 @@ def write_summary_json(
         "metric_per_case": per_case,
         "rwkvseg": summary.to_json(),
     }
-    write_json(path, _without_nan(content))
+    write_json(path, without_nan(content))
 
 
-def _row(name: str, label: int, members: Sequence[ClassScore], interval: Any) -> ClassSummary:
+def _row(
+    name: str, label: int, members: Sequence[ClassScore], interval: Any, further: Mapping[str, Mean]
+) -> ClassSummary:
     found = (score.hd95 if score.outcome == "scored" else math.nan for score in members)
     dsc = interval(score.dsc for score in members)
-    return ClassSummary(
-        name, label, dsc, interval(score.hd95 for score in members), interval(found), _outcomes(members)
-    )
+    hd95 = interval(score.hd95 for score in members)
+    return ClassSummary(name, label, dsc, hd95, interval(found), _outcomes(members), further)
 
 
-def _case_means(scores: Sequence[ClassScore]) -> list[CaseMean]:
+def _case_means(scores: Sequence[ClassScore], groups: Mapping[str, object] | None) -> list[CaseMean]:
     by_case: dict[str, list[ClassScore]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(score)
@@ -230,6 +255,7 @@ def _case_means(scores: Sequence[ClassScore]) -> list[CaseMean]:
             _mean([score.dsc for score in members]),
             _mean([score.hd95 for score in members]),
             _mean([score.hd95 for score in members if score.outcome == "scored"]),
+            None if groups is None else str(groups[case]),
         )
         for case, members in by_case.items()
     ]
@@ -299,9 +325,10 @@ def _check_unit(unit: str) -> None:
         raise UsageError(f"unit {unit!r} is unknown. Choose one of {', '.join(get_args(Unit))}.")
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """Copy of nested mappings, lists and tuples with None for NaN and infinity, which JSON lacks."""
     if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rwkvseg.data.io import case_id, read_image, read_label
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values
 from rwkvseg.errors import DataError, GeometryError, UsageError
-from rwkvseg.evaluation.protocols import ClassScore, Protocol, distance_unit, score_case
+from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
 from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
 from rwkvseg.inference.predict import RECORD
@@ -66,6 +67,7 @@ def evaluate(
     only: Collection[str] | None = None,
     layout: str = "auto",
     protocol: Protocol = "strict",
+    tolerance: float = TOLERANCE,
     scored: Collection[str] | None = None,
     seed: int = 0,
     context: Mapping[str, str] | None = None,
@@ -84,6 +86,7 @@ def evaluate(
         only: ids of the cases to score, when others are no concern of this evaluation.
         layout: of the data folder, see `open_data`.
         protocol: scoring rules, see docs/explanation/evaluation.md.
+        tolerance: of NSD, in mm for volumes, in pixels for pictures and under "transunet".
         scored: names of the structures that count, where the literature leaves some out; None for all.
         seed: of the bootstrap.
         context: lines for the head of the report.
@@ -95,7 +98,7 @@ def evaluate(
             volumes (mm).
         GeometryError: prediction and truth on different grids.
         OutputError: the results cannot be written.
-        UsageError: `scored` names what no label does.
+        UsageError: `scored` names what no label does, or a tolerance that is no distance.
     """
     record = _read_record(predictions)
     pictured = find_inputs(images) if images else _recorded_images(record)
@@ -110,28 +113,28 @@ def evaluate(
             "Give the data folder as truth; its dataset.json names them."
         )
     chosen = _check_scored(scored, labels)
+    score = partial(score_case, labels=labels, protocol=protocol, tolerance=tolerance)
     scores: list[ClassScore] = []
     unit = None
     for number, pair in enumerate(pairs, 1):
         prediction, reference, spacing = _read_pair(pair, labels)
         unit = _same_unit(unit, distance_unit(protocol, spacing), pair)
-        found = score_case(
-            pair.case, prediction, reference, labels=labels, spacing=spacing, protocol=protocol
-        )
-        scores += [score for score in found if score.name in chosen]
+        found = score(pair.case, prediction, reference, spacing=spacing)
+        scores += [entry for entry in found if entry.name in chosen]
         on_case(number, len(pairs))
     groups = {pair.case: pair.group for pair in pairs}
     summary = summarise(
         scores,
         protocol=protocol,
         unit=unit or "px",
+        tolerance=tolerance,
         groups=None if None in groups.values() else groups,
         seed=seed,
     )
     lines = _context(predictions, truth, record, len(missing)) | dict(context or {})
     # whatever cannot be read is found before anything is written
     pictures = _pictures(pairs, scores, summary, labels)
-    write_csv(out / "scores.csv", scores, summary.unit)
+    write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
     _write_summary(out / "summary.json", summary, scores, pairs, missing)
     write_report(out / "report.html", summary, scores, pictures, context=lines, sections=sections)
     return Evaluation(summary, scores, missing, record.get("protocol"), out / "report.html")
@@ -270,6 +273,7 @@ def _write_summary(
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
+        image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
     )
     if missing:
         write_json(path.with_name("not_predicted.json"), missing)

@@ -1,0 +1,94 @@
+"""`rwkvseg compare`: runs beside each other, with tests of their differences."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rwkvseg.evaluation.compare import Comparison
+
+
+class Part(StrEnum):
+    """Parts of a split that runs are evaluated on."""
+
+    val = "val"
+    test = "test"
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="[LABEL=]FOLDER: run or evaluation folders, two or more.")
+    ],
+    part: Annotated[Part, typer.Option(help="Which part of run folders.")] = Part.test,
+    pictures: Annotated[
+        int, typer.Option(help="Show so many cases under every run, worst to best of the first.", min=0)
+    ] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("comparison"),
+    images: Annotated[
+        Path | None, typer.Option(help="Images behind the pictures [default: where they were].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one object.")] = False,
+) -> None:
+    """Compare runs on the same cases: scores with intervals, and paired tests against the first.
+
+    Examples:
+        rwkvseg compare runs/unet runs/tiny
+
+        rwkvseg compare unet=runs/unet0 tiny=runs/tiny0 --part val --json
+
+        rwkvseg compare runs/unet runs/tiny --pictures 5 -o comparison
+    """
+    from rwkvseg.evaluation.compare import compare as run_comparison
+    from rwkvseg.evaluation.compare import spread_cases
+    from rwkvseg.evaluation.evaluations import read_evaluations
+
+    comparison = run_comparison(read_evaluations(runs, part=part.value))
+    written = _write_pictures(comparison, spread_cases(comparison.runs[0], pictures), out, images)
+    if as_json:
+        typer.echo(json.dumps({**comparison.to_json(), "files": list(map(str, written))}, indent=2))
+        return
+    _print(comparison)
+    for path in written:
+        Console().print(f"pictures: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_pictures(comparison: "Comparison", cases: list[str], out: Path, images: Path | None) -> list[Path]:
+    from rwkvseg.evaluation.compare_report import write_comparison, write_sheet
+    from rwkvseg.inference.compare import read_compared
+
+    if not cases:
+        return []
+    drawn = read_compared(comparison.runs, cases, images=images)
+    page, sheet = out / "comparison.html", out / "comparison.png"
+    write_comparison(page, comparison, drawn)
+    write_sheet(sheet, comparison, drawn)
+    return [page, sheet]
+
+
+def _print(comparison: "Comparison") -> None:
+    from rwkvseg.evaluation.compare import METRICS
+    from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
+
+    console = Console()
+    if not console.is_terminal:  # a file has no edge to break lines at
+        console.width = max(console.width, 120)
+    first = comparison.runs[0]
+    tables = {f"{len(first.cases)} cases": result_table(comparison)} | {
+        f"{metric.upper()}: difference from {first.label}": difference_table(comparison, metric)
+        for metric in METRICS
+    }
+    for title, (headings, rows) in tables.items():
+        table = Table(title=escape(title), title_justify="left")
+        for heading in headings:
+            table.add_column(escape(heading), justify="left" if heading in ("class", "run") else "right")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    for sentence in notes(comparison):
+        console.print(sentence, markup=False, highlight=False)
