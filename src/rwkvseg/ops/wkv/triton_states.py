@@ -216,12 +216,6 @@ def write_state(p, rows, c, C, mask, state):
 
 
 @triton.jit
-def column_sum(x):
-    """Return the sum of each channel's lanes (1, CHANNELS)."""
-    return tl.sum(x, 0)[None, :]
-
-
-@triton.jit
 def add_rows(o, n, d):
     """Add the rows of a tile of states."""
     top = tl.max(o, 0)[None, :]
