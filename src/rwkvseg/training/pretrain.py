@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from rich.console import Console
 
 from rwkvseg.data.files import read_json
@@ -134,7 +133,13 @@ class _Pretraining:
         module, data = PretrainModule(network, self.recipe), PretrainData(self.pictures, self.recipe)
         last = self.out / "checkpoints" / "last.ckpt"
         with quiet_lightning():
-            trainer = self._trainer([history, TrainingProgress(self.console, score), saving])
+            trainer = build_trainer(
+                self.out,
+                self.device,
+                [history, TrainingProgress(self.console, score), saving],
+                self.recipe,
+                devices=self.recipe.training.devices,
+            )
             resumed = last if last.exists() else None
             with keyboard_interrupt_passes(trainer):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -153,19 +158,6 @@ class _Pretraining:
         left_out = len(pictures.record.get("left_out_as_equal_to", {}))
         text += f"; {left_out} left out: equal to held-out ones" if left_out else ""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    def _trainer(self, callbacks: list[Any]) -> Trainer:
-        settings = self.recipe.training
-        return build_trainer(
-            self.out,
-            self.device,
-            callbacks,
-            precision=settings.precision,
-            epochs=settings.epochs,
-            validate_every=settings.validate_every,
-            gradient_clip=self.recipe.optimizer.gradient_clip,
-            devices=settings.devices,
-        )
 
     def finish(
         self, module: PretrainModule, config: RWKVUNetConfig, history: History, started: float

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import nn
 
@@ -122,8 +121,11 @@ class _Run:
         )
         last = self.out / "checkpoints" / "last.ckpt"
         with quiet_lightning():
-            trainer = self._trainer(
-                [history, FusionHistory(self.out), TrainingProgress(self.console), *saving]
+            trainer = build_trainer(
+                self.out,
+                self.device,
+                [history, FusionHistory(self.out), TrainingProgress(self.console), *saving],
+                self.recipe,
             )
             resumed = last if last.exists() else None
             with keyboard_interrupt_passes(trainer):
@@ -166,18 +168,6 @@ class _Run:
         # a run that goes on has all its weights in its checkpoint
         resumed = (self.out / "checkpoints" / "last.ckpt").exists()
         return None if resumed else self.recipe.model.encoder_weights
-
-    def _trainer(self, callbacks: list[Any]) -> Trainer:
-        settings = self.recipe.training
-        return build_trainer(
-            self.out,
-            self.device,
-            callbacks,
-            precision=settings.precision,
-            epochs=settings.epochs,
-            validate_every=settings.validate_every,
-            gradient_clip=self.recipe.optimizer.gradient_clip,
-        )
 
     def finish(
         self, network: nn.Module, history: History, started: float, preprocessing: Preprocessing

@@ -7,36 +7,36 @@ import torch
 from lightning.pytorch import Trainer
 
 from rwkvseg.training.checkpoints import SafeCheckpointIO
+from rwkvseg.training.pretrain_recipe import PretrainRecipe
+from rwkvseg.training.recipe import Recipe
 
 
 def build_trainer(
     out: Path,
     device: torch.device,
     callbacks: list[Any],
+    recipe: Recipe | PretrainRecipe,
     *,
-    precision: str,
-    epochs: int,
-    validate_every: int,
-    gradient_clip: float | None,
     devices: int = 1,
 ) -> Trainer:
-    """Make the trainer of one run in the folder `out`.
+    """Make the trainer of one run of `recipe` in the folder `out`.
 
-    `precision` "auto" is bfloat16 on CUDA. Of several `devices`, GPUs or processes on a CPU, each takes a
+    Its precision "auto" is bfloat16 on CUDA. Of several `devices`, GPUs or processes on a CPU, each takes a
     share of every batch.
     """
+    settings = recipe.training
     cuda = device.type == "cuda"
     if cuda:
         torch.set_float32_matmul_precision("high")
-    mixed = precision == "bfloat16" or (precision == "auto" and cuda)
+    mixed = settings.precision == "bfloat16" or (settings.precision == "auto" and cuda)
     return Trainer(
         accelerator="gpu" if cuda else "cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         precision="bf16-mixed" if mixed else "32-true",
-        max_epochs=epochs,
-        check_val_every_n_epoch=validate_every,
-        gradient_clip_val=gradient_clip,
+        max_epochs=settings.epochs,
+        check_val_every_n_epoch=settings.validate_every,
+        gradient_clip_val=recipe.optimizer.gradient_clip,
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         default_root_dir=out,
