@@ -29,11 +29,11 @@ def images(number: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def losses(call: Any, network: nn.Module, batches: list[Tensor]) -> list[float]:
+def losses(call: Any, network: nn.Module, batches: list[Tensor], autocast: torch.dtype | None) -> list[float]:
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     found = []
     for batch in batches:
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", autocast, autocast is not None):
             loss = call(batch).float().square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -44,17 +44,20 @@ def losses(call: Any, network: nn.Module, batches: list[Tensor]) -> list[float]:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_recorded_steps_are_the_steps() -> None:
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_recorded_steps_are_the_steps(autocast: torch.dtype | None) -> None:
     network, twin = networks()
     before = copy.deepcopy(dict(network.named_buffers()))
-    call = graphed(network, (images(4),), autocast=torch.bfloat16)
+    call = graphed(network, (images(4),), autocast=autocast)
     assert call is not None
     for name, value in network.named_buffers():
         assert torch.equal(value, before[name]), f"trial runs changed {name}"
     batches = [images(4), images(4), images(2), images(4)]  # the third is launched one by one
-    assert losses(call, network, batches) == pytest.approx(losses(twin, twin, batches), rel=2e-2)
+    found, wanted = (losses(*pair, batches, autocast) for pair in ((call, network), (twin, twin)))
+    assert found == pytest.approx(wanted, rel=2e-2 if autocast else 1e-3)
     for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=5e-3, rtol=5e-2), name
+        # normalisation of a batch of 4 makes much of what 16 bits round away
+        assert torch.allclose(ours, theirs, atol=5e-2 if autocast else 1e-3), name
     shared = [name for name in dict(network.named_buffers()) if name.endswith("running_mean")]
     assert shared
     for name in shared:
