@@ -8,7 +8,8 @@ from rwkvseg.data.layouts import read_case
 from rwkvseg.data.transforms import preprocess
 from rwkvseg.training.datamodule import EpochSampler, SegmentationData, SegmentationItems
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.resident import ResidentLoader, fits
+from rwkvseg.training.resident import ResidentItems, fits
+from rwkvseg.training.run import train
 from rwkvseg.training.run_folder import open_recipe_data
 from small import small_recipe
 
@@ -152,16 +153,25 @@ def test_slices_know_their_volume(phantom_3d):
     assert items[0, 0]["image"].shape == (1, 32, 32)
 
 
-def test_a_set_that_lies_on_the_device_gives_the_same_batches(phantom):
+def test_a_set_that_lies_on_the_device_gives_the_same_batches(phantom, monkeypatch):
     data = make_data(phantom, batch_size=5, steps_per_epoch=4)
-    wanted = list(data.train_dataloader())
-    sampler = data.train_dataloader().sampler
-    loader = ResidentLoader(data.train, sampler, batch_size=5, device=torch.device("cpu"))
-    assert len(loader) == len(wanted) == 4
-    assert equal(wanted, list(loader))
-    loader.sampler.set_epoch(1)  # where Lightning looks for it
-    assert not equal(wanted, list(loader))
-    assert "numbers" not in next(iter(data.val_dataloader()))
+    wanted = [batches_of(data, epoch) for epoch in (0, 1)]
+    validated = list(data.val_dataloader())
+    monkeypatch.setattr("rwkvseg.training.datamodule.fits", lambda *_: True)
+    loader = data.train_dataloader()
+    assert isinstance(loader.dataset, ResidentItems)
+    assert len(loader) == len(wanted[0]) == 4
+    assert equal(wanted[0], batches_of(data, 0))
+    assert equal(wanted[1], batches_of(data, 1))
+    assert equal(validated, list(data.val_dataloader()))
+
+
+def test_a_run_whose_pictures_lie_on_the_device_is_the_same_run(phantom, tmp_path, monkeypatch):
+    recipe = Recipe.from_mapping(small_recipe(phantom))
+    wanted = train(recipe, tmp_path / "plain", device="cpu").summary
+    monkeypatch.setattr("rwkvseg.training.datamodule.fits", lambda *_: True)
+    found = train(recipe, tmp_path / "resident", device="cpu").summary
+    assert found["results"] == wanted["results"]
 
 
 def test_what_stays_on_a_device(phantom, monkeypatch):

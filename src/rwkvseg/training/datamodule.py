@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,10 @@ from rwkvseg.data.layouts import CaseFiles, read_case
 from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import preprocess, sample_generator
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.resident import ResidentLoader, fits
+from rwkvseg.training.resident import ResidentItems, as_it_is, fits
 from rwkvseg.training.volume_data import VolumeItems, with_intensity
 
 Draw = tuple[int, int]  # (pass through the items, position of the item)
-
-
-Loader: TypeAlias = "DataLoader[dict[str, Any]] | ResidentLoader"
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             )
         return moved
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the training part in the order of the epoch, with what decides their augmentation."""
         settings = self.recipe.training
         number = len(self.train)
@@ -221,16 +218,19 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             draws -= 1
         return self._loader(self.train, draws=draws, shuffle=True)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the validation part, always in the same order."""
         return self._loader(self.val, draws=len(self.val), shuffle=False)
 
-    def _loader(self, items: SegmentationItems | VolumeItems, *, draws: int, shuffle: bool) -> Loader:
+    def _loader(
+        self, items: SegmentationItems | VolumeItems, *, draws: int, shuffle: bool
+    ) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
         sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if isinstance(items, SegmentationItems) and fits(items, device):
-            return ResidentLoader(items, sampler, batch_size=settings.batch_size, device=device)
+            resident = ResidentItems(items, device)
+            return make_loader(resident, sampler, batch_size=settings.batch_size, workers=0)
         workers = number_of_workers(settings.workers) if shuffle else 0
         whole = isinstance(items, VolumeItems) and not shuffle  # volumes differ in size
         return make_loader(items, sampler, batch_size=1 if whole else settings.batch_size, workers=workers)
@@ -252,13 +252,15 @@ def make_loader(
     items: Dataset[dict[str, Any]], sampler: EpochSampler, *, batch_size: int, workers: int
 ) -> DataLoader[dict[str, Any]]:
     """Batches of what the sampler draws, by so many processes (0: this one)."""
+    resident = isinstance(items, ResidentItems)
     return _LateLoader(
         items,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not resident,
+        collate_fn=as_it_is if resident else None,
         worker_init_fn=_one_thread if workers else None,
         generator=torch.Generator(),  # else it draws from the global one, as often as workers are started
     )

@@ -1,14 +1,13 @@
 """Small sets of pictures on the GPU as a whole: a batch is a choice of rows there, no worker, no copy."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from rwkvseg.training.datamodule import EpochSampler, SegmentationItems
+    from rwkvseg.training.datamodule import SegmentationItems
 
 SHARE = 0.25  # of the GPU's free memory; training needs the rest
 
@@ -24,20 +23,16 @@ def fits(items: "SegmentationItems", device: torch.device) -> bool:
     return len(items) * (image.nbytes + label.nbytes) <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-class ResidentLoader:
-    """What a `DataLoader` of the same items, sampler and batch size yields, but on `device`.
+class ResidentItems(Dataset[dict[str, Any]]):
+    """What a loader of the same items yields, but on `device`: a `DataLoader` asks for a batch at a time.
 
     Args:
         items: all of one shape.
-        sampler: order of every epoch.
-        batch_size: items of a batch; the last may hold fewer.
-        device: where the items are kept, as long as the loader lives.
+        device: where they are kept, as long as this lives.
     """
 
-    def __init__(
-        self, items: "SegmentationItems", sampler: "EpochSampler", *, batch_size: int, device: torch.device
-    ) -> None:
-        self.items, self.sampler, self.batch_size, self.device = items, sampler, batch_size, device
+    def __init__(self, items: "SegmentationItems", device: torch.device) -> None:
+        self.items, self.device = items, device
         image, label = items.pair(0)
         self._images = torch.empty(len(items), *image.shape, device=device)
         self._labels = torch.empty(len(items), *label.shape, device=device, dtype=label.dtype)
@@ -45,21 +40,23 @@ class ResidentLoader:
             image, label = items.pair(position)
             self._images[position].copy_(image)
             self._labels[position].copy_(label)
-        cases = [item.case_index for item in items.items]
-        self._cases = torch.tensor(cases, device=device)
+        self._cases = torch.tensor([item.case_index for item in items.items], device=device)
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return len(self.items)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        order = iter(self.sampler)
-        while draws := list(islice(order, self.batch_size)):
-            rows = torch.tensor([position for _, position in draws]).to(self.device, non_blocking=True)
-            batch = {
-                "image": self._images[rows],
-                "label": self._labels[rows],
-                "case": self._cases[rows],
-            }
-            if self.items.augment:
-                batch["numbers"] = torch.from_numpy(np.stack([self.items.numbers(draw) for draw in draws]))
-            yield batch
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
+        return self.items[draw]
+
+    def __getitems__(self, draws: list[tuple[int, int]]) -> dict[str, Any]:
+        """Batch of these draws."""
+        rows = torch.tensor([position for _, position in draws]).to(self.device, non_blocking=True)
+        batch = {"image": self._images[rows], "label": self._labels[rows], "case": self._cases[rows]}
+        if self.items.augment:
+            batch["numbers"] = torch.from_numpy(np.stack([self.items.numbers(draw) for draw in draws]))
+        return batch
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collate nothing: the items are a batch already."""
+    return batch
