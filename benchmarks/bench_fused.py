@@ -2,8 +2,9 @@
 
     python benchmarks/bench_fused.py [--compile] [--cold] [--repeats 100] [--only gated,residual]
 
-Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24, their convolutions at those of tiny
-at 256, batch 32; those on volumes at the sizes of U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A convolution computes more than it moves: its share says little.
+Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24, their convolutions at those of
+tiny at 256, batch 32; those on volumes at the sizes of U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A
+convolution computes more than it moves: its share says little.
 
 Prints microseconds (medians) of the forward and the backward pass, the bytes that the pass cannot avoid (each
 map read or written once), and which share of the time those bytes need at the speed of a copy measured in the
