@@ -19,13 +19,18 @@ GROUP_FILES = ("groups.csv", "sequences.csv")
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where one case lies: an image per channel, its label, official part and group (patient, video)."""
+    """Where one case lies: an image per channel, its label, official part and group (patient, video).
+
+    With `series`, a DICOM SeriesInstanceUID (empty where the files state none), the images are the files of
+    one series, and the case has one channel or a picture's three.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
     part: str | None = None
     group: str | None = None
+    series: str | None = None
 
 
 def list_images(folder: Path) -> list[Path]:

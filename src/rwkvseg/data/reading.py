@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvseg.data.case import Case
+from rwkvseg.data.dicom import Series
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label
+from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label, refuse_non_finite
 from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.errors import GeometryError, LabelError
 
@@ -32,7 +33,8 @@ def read_case(files: CaseFiles, labels: Mapping[str, int] | None = None, *, with
         LabelError: values that `labels` do not know.
         DataError: as `rwkvseg.data.io.read_image`.
     """
-    image, spacing, affine = _read_channels(files)
+    read = _read_channels if files.series is None else _read_series
+    image, spacing, affine = read(files)
     label = _read_label(files, image.shape[1:], affine, labels) if with_label and files.label else None
     return Case(id=files.id, image=image, label=label, spacing=spacing, affine=affine)
 
@@ -46,6 +48,8 @@ def read_geometry(files: CaseFiles) -> Case | None:
     Raises:
         DataError: as `read_case`, as far as the header of the first channel tells.
     """
+    if files.series is not None:
+        return _series_geometry(files)
     if not is_volume(files.images[0]):
         return None
     header = read_nifti_header(files.images[0])
@@ -68,6 +72,22 @@ def _read_channels(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | 
         _require_same_grid(path, other.shape[1:], other_affine, files.images[0], (image.shape[1:], affine))
         channels.append(other)
     return image if len(channels) == 1 else np.concatenate(channels), spacing, affine
+
+
+def _read_series(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+    series = Series.from_files(files.images)
+    image = series.read()
+    refuse_non_finite(image, files.images[0].parent)
+    return image, *(series.grid or (None, None))
+
+
+def _series_geometry(files: CaseFiles) -> Case | None:
+    series = Series.from_files(files.images)
+    if series.grid is None:
+        return None
+    spacing, affine = series.grid
+    image = np.broadcast_to(np.zeros((), np.int16), (1, *series.spatial_shape))
+    return Case(id=files.id, image=image, spacing=spacing, affine=affine)
 
 
 def _read_label(
