@@ -3,7 +3,7 @@
 The one place that knows what pydicom returns; pydicom (the extra `dicom`) is imported when first needed.
 """
 
-import struct
+import logging
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,13 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvseg.data.dicom_geometry import Plane
-from rwkvseg.errors import DataError, MissingExtraError, UnreadableFileError
+from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError, UnreadableFileError
 from rwkvseg.memory import available_memory, show_size
 
-DAMAGE = (
-    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
-    AssertionError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
     "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
@@ -139,16 +135,31 @@ def read_frames(instance: Instance) -> Iterator[NDArray[Any]]:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Make whatever pydicom raises about a file an error that names it; its warnings are dropped."""
+    """Make whatever pydicom raises about a file an error that names it; its warnings go."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values in tags that nobody here reads
+        with quiet():
             yield
-    except DAMAGE as error:
+    except RWKVSegError:
+        raise
+    except Exception as error:  # of damaged files pydicom raises whatever its parts raise
         told = " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
         raise UnreadableFileError(
             f"cannot decode {path}: {told}. It is truncated, damaged or not DICOM; fetch or export it again."
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what pydicom and highdicom say of odd values, in tags that nobody here reads."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def import_pydicom() -> Any:
@@ -178,7 +189,7 @@ def _read(path: Path, **options: Any) -> Any:
         start = file.read(START)
         file.seek(0)
         if DEFLATED in start:
-            _require_inflatable(file, path)
+            _require_inflatable(file, start)
         dataset = pydicom.dcmread(file, force=start[128:132] != b"DICM", **options)
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         implicit, little = dataset.original_encoding
@@ -189,11 +200,11 @@ def _read(path: Path, **options: Any) -> Any:
     return dataset
 
 
-def _require_inflatable(file: BinaryIO, path: Path) -> None:
+def _require_inflatable(file: BinaryIO, start: bytes) -> None:
     """Refuse a file that inflates beyond memory; pydicom would inflate it at once."""
-    pydicom = import_pydicom()
-    pydicom.filereader.read_preamble(file, force=False)
-    pydicom.filereader._read_file_meta_info(file)
+    if start[132:136] != b"\x02\0\0\0":
+        raise ValueError("it is deflated and does not say where its data set starts")
+    file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the file meta information
     inflater, size, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, available_memory() // 4
     while piece := (inflater.unconsumed_tail or file.read(1 << 16)):
         size += len(inflater.decompress(piece, 1 << 20))
@@ -240,7 +251,10 @@ def _instance(header: Any, path: Path) -> Instance:
         raise ValueError(f"it states {frames} frames and describes {len(groups)}")
     places = [(header, group, shared) for group in groups] or [(header, None, None)]
     names = [path.name] if frames == 1 else [f"{path.name}, frame {k + 1}" for k in range(len(groups))]
-    planes = [_plane(*place, name, shape[1:]) for place, name in zip(places, names, strict=False)]
+    found = [_plane(*place, name, shape[1:]) for place, name in zip(places, names, strict=False)]
+    planes = tuple(plane for plane in found if plane is not None)
+    if planes and len(planes) != frames:
+        raise ValueError(f"{frames - len(planes)} of its {frames} frames do not say where they lie")
     scalings = [_scaling(*place) for place in places]
     return Instance(
         path=path,
@@ -253,7 +267,7 @@ def _instance(header: Any, path: Path) -> Instance:
         samples=int(header.get("SamplesPerPixel", 1)),
         photometric=str(header.get("PhotometricInterpretation", "")),
         stored_range=_stored_range(header),
-        planes=tuple(plane for plane in planes if plane is not None),
+        planes=planes,
         scalings=tuple(scalings) if groups else (scalings[0],) * frames,
         thickness=_thickness(*places[0]),
     )

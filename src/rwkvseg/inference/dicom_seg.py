@@ -4,7 +4,6 @@ One binary segment per label, on the source's own planes and in its frame of ref
 the image it was made from. Segments that do not occur are described and have no frames.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 
 from rwkvseg import __version__
 from rwkvseg.data.dicom import Series
-from rwkvseg.data.dicom_headers import DAMAGE, read_source
+from rwkvseg.data.dicom_headers import quiet, read_source
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.errors import DataError, MissingExtraError
+from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError
 from rwkvseg.evaluation.pictures import class_colour
 from rwkvseg.inference.model_file import ModelDescription
 from rwkvseg.output import write_atomically
@@ -85,12 +84,13 @@ def write_dicom_seg(
     numbers[values] = np.arange(1, len(values) + 1)
     frames = numbers[_frames(prediction, series)]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd names and dates in the source, which go over as they are
+        with quiet():  # odd names and dates of the source go over as they are
             segmentation = _segmentation(highdicom, sources, frames, description)
             with write_atomically(path) as temporary:
                 segmentation.save_as(temporary)
-    except DAMAGE as error:
+    except RWKVSegError:
+        raise
+    except Exception as error:  # of incomplete headers highdicom raises whatever its parts raise
         told = " ".join(str(error).split()).rstrip(". ")
         raise DataError(
             f"{series.name}: no DICOM segmentation can be made: {told}. "
