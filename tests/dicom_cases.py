@@ -160,7 +160,7 @@ def write_picture(
     """An X-ray (grey) or a screen shot (row, column, 3) that does not say where it lies."""
     colour = values.ndim == 3
     kind = SecondaryCaptureImageStorage if colour else DigitalXRayImageStorageForPresentation
-    dataset = base_dataset(kind, "OT" if colour else "DX", generate_uid(), generate_uid())
+    dataset = base_dataset(kind, "ES" if colour else "DX", generate_uid(), generate_uid())
     put_pixels(dataset, values, photometric, bits)
     for key, value in tags.items():
         setattr(dataset, key, value)

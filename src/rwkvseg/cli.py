@@ -38,7 +38,7 @@ from rwkvseg.cli_options import (
     changes_of,
     volume_options,
 )
-from rwkvseg.errors import RWKVSegError
+from rwkvseg.errors import RWKVSegError, UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def predict(
     from rwkvseg.inference.predictor import Predictor
 
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
+    if part is not None and series:
+        raise UsageError("--part is of a run's split, --series of DICOM. Give one of them.")
     predictor = Predictor.from_file(model, device=device.value, options=options)
     cases = list(find_inputs(inputs, series or ())) if part is None else find_part(inputs, model, part)
     console = Console()

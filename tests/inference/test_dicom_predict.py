@@ -123,6 +123,16 @@ def test_segmentations_and_nifti_hold_the_same_voxels(tmp_path, name, reverse):
         written.uids, combine_segments=True, assert_missing_frames_are_empty=True
     )
     np.testing.assert_array_equal(np.array([0, 1, 3, 4])[of_source], labels.transpose(2, 1, 0))
+    if "tilted" not in name:  # highdicom's volumes have right angles
+        volume = highdicom.seg.segread(path).get_volume(combine_segments=True)
+        assert volume.spacing == pytest.approx((grid.spacing[2], *grid.spacing[:2]), rel=1e-6)
+        assert_same_in_world(*labelled(volume), labels, case.affine)
+
+
+def labelled(volume):
+    """(places LPS, label numbers) of a highdicom volume."""
+    places = lps(volume.spatial_shape, np.diag([-1, -1, 1, 1]) @ volume.affine)
+    return places[volume.array > 0], volume.array[volume.array > 0]
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])

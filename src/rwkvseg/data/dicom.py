@@ -5,7 +5,6 @@ that of NIfTI. Slices go along their normal, so the axes are right-handed. A sin
 where it lies (an X-ray, a screen shot) is a picture.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.dicom_geometry import Stack, stack_planes
 from rwkvseg.data.dicom_headers import QUANTITIES, Instance, read_frames, read_instance
+from rwkvseg.data.notices import say_once
 from rwkvseg.errors import DataError
 from rwkvseg.memory import available_memory, show_size
 
@@ -130,7 +130,7 @@ def _without_copies(instances: Sequence[Instance], name: str) -> list[Instance]:
             copies.append(instance.path.name)
     if copies:
         some = ", ".join(copies[:3]) + (", ..." if len(copies) > 3 else "")
-        logging.getLogger("rwkvseg").warning("%s: %d copies passed over: %s", name, len(copies), some)
+        say_once(f"{name}: {len(copies)} copies passed over: {some}")
     return kept
 
 
@@ -163,14 +163,12 @@ def _stack(instances: Sequence[Instance], name: str) -> Stack | None:
     thickness = instances[0].thickness
     planes = [plane for instance in instances for plane in instance.planes]
     if thickness is None and len(planes) == 1:
-        logging.getLogger("rwkvseg").warning("%s: its only slice states no thickness, 1 mm is taken", name)
+        say_once(f"{name}: its only slice states no thickness, 1 mm is taken")
     stack = stack_planes(planes, name, thickness or 1.0)
     if stack.tilt:
-        logging.getLogger("rwkvseg").warning(
-            "%s is sheared by %.1f degrees (tilted gantry): its affine carries the shear, distances and "
-            "volumes measured by spacing alone are off",
-            name,
-            stack.tilt,
+        say_once(
+            f"{name} is sheared by {stack.tilt:.1f} degrees (tilted gantry): its affine carries the shear, "
+            "distances and volumes measured by spacing alone are off"
         )
     return stack
 

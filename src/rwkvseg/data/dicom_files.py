@@ -1,6 +1,5 @@
 """A DICOM file or folder in, one case per series out; what the files hold decides, not their names."""
 
-import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -11,6 +10,7 @@ from rwkvseg.data.dicom import Series
 from rwkvseg.data.dicom_headers import Instance, is_dicom, is_marked, read_instance
 from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.io import case_suffix
+from rwkvseg.data.notices import say_once
 from rwkvseg.errors import DataError, UnreadableFileError, UsageError
 
 
@@ -30,9 +30,9 @@ def find_dicom(path: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
         MissingExtraError: pydicom is not installed.
     """
     if path.is_file():
-        root, instances = path.parent, _images([path])
+        root, instances = path.parent, _images(path, [path])
     else:
-        root, instances = path, _images(_files_below(path))
+        root, instances = path, _images(path, _files_below(path))
     by_series: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         by_series[instance.series].append(instance)
@@ -61,7 +61,7 @@ def _files_below(folder: Path) -> list[Path]:
     return found
 
 
-def _images(paths: Iterable[Path]) -> list[Instance]:
+def _images(root: Path, paths: Iterable[Path]) -> list[Instance]:
     images: list[Instance] = []
     without_image: list[str] = []
     foreign: list[str] = []
@@ -79,9 +79,7 @@ def _images(paths: Iterable[Path]) -> list[Instance]:
             (without_image if is_dicom(path) else foreign).append(path.name)
     for names, what in ((foreign, "no DICOM"), (without_image, "DICOM without an image to segment")):
         if names and images:
-            logging.getLogger("rwkvseg").warning(
-                "passed over %d files that are %s: %s", len(names), what, name_some(names)
-            )
+            say_once(f"{root}: passed over {len(names)} files that are {what}: {name_some(names)}")
     if not images and without_image:
         raise DataError(
             f"none of {len(without_image)} DICOM files, such as {without_image[0]}, holds an image to "

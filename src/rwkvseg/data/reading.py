@@ -1,8 +1,6 @@
 """Files of one case in, a checked Case out."""
 
-import logging
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from rwkvseg.data.dicom import Series
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label, refuse_non_finite
 from rwkvseg.data.nifti import read_nifti_header
+from rwkvseg.data.notices import say_once
 from rwkvseg.errors import GeometryError, LabelError
 
 AFFINE_TOLERANCE = 1e-3  # float32 headers and other tools' rounding stay far below, a wrong grid far above
@@ -130,7 +129,7 @@ def check_label_values(label: Label, labels: Mapping[str, int], path: Path) -> L
     values = label_values(label)
     known = set(labels.values())
     if 255 in values and set(values) <= {0, 255} and known == {0, 1}:
-        _say_once("masks hold 0 and 255: 255 is taken as label 1")
+        say_once("masks hold 0 and 255: 255 is taken as label 1")
         binary: Label = (label == 255).astype(np.uint8)
         return binary
     unknown = [value for value in values if value not in known]
@@ -141,11 +140,6 @@ def check_label_values(label: Label, labels: Mapping[str, int], path: Path) -> L
             "Add the label to dataset.json or the recipe, or mend the label map."
         )
     return label
-
-
-@cache
-def _say_once(message: str) -> None:
-    logging.getLogger("rwkvseg").warning(message)
 
 
 def _first(values: list[int]) -> str:
