@@ -1,6 +1,8 @@
 """Reading: intensities, order, multi-frame, pictures, pydicom's own files."""
 
+import logging
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.pixels import pixel_array
+from pydicom.uid import RLELossless
 
 from dicom_cases import (
     Grid,
@@ -119,8 +122,10 @@ def test_copies_are_passed_over_and_named(tmp_path, caplog):
     written = write_series(tmp_path / "scan")
     (tmp_path / "scan" / "more").mkdir()
     (tmp_path / "scan" / "more" / "copy").write_bytes(written.files[2].read_bytes())
+    before = list(warnings.filters), logging.getLogger("pydicom").level
     assert read_only(tmp_path / "scan").spatial_shape == (9, 7, 5)
     assert "1 copies passed over: copy" in caplog.text
+    assert (warnings.filters, logging.getLogger("pydicom").level) == before
     other = pydicom.dcmread(written.files[2])
     other.PixelData = bytes(len(other.PixelData))
     other.save_as(tmp_path / "scan" / "more" / "copy")
@@ -147,6 +152,25 @@ def test_slices_without_a_place_are_refused(tmp_path):
     write_series(tmp_path / "scan", change=forget)
     with pytest.raises(DataError, match="2 of 5 files do not say where their images lie"):
         find_inputs(tmp_path / "scan")
+
+
+def test_places_of_different_frames_of_reference_are_refused(tmp_path):
+    def move(dataset, k):
+        if k > 2:
+            dataset.FrameOfReferenceUID = "1.2.3"
+
+    write_series(tmp_path / "scan", change=move)
+    with pytest.raises(GeometryError, match="holds slices of 2 frames of reference"):
+        find_inputs(tmp_path / "scan")
+
+
+def test_compressed_frames_are_read_one_by_one(tmp_path):
+    grid = Grid.rotated((20, -35, 50))
+    write_multi_frame(
+        tmp_path / "a.dcm", grid, [2, 0, 4, 1, 3], change=lambda dataset, _: dataset.compress(RLELossless)
+    )
+    case = read_only(tmp_path / "a.dcm")
+    assert_lies_right(case.image[0], case.affine, grid)
 
 
 def test_a_film_is_refused(tmp_path):
@@ -247,11 +271,19 @@ def test_every_encoding_of_one_slice_gives_the_same(name):
     np.testing.assert_allclose(first, [float(v) for v in dataset.ImagePositionPatient])
 
 
-def test_a_ct_slice_of_pydicom():
-    case, dataset = read_only(SAMPLES / "CT_small.dcm"), pydicom.dcmread(SAMPLES / "CT_small.dcm")
-    expected = dataset.pixel_array.T * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    np.testing.assert_array_equal(case.image[0, :, :, 0], expected)
-    assert case.spacing == pytest.approx((0.661468, 0.661468, 5))
+@pytest.mark.parametrize(
+    ("name", "spacing"),
+    [
+        ("CT_small", (0.661468, 0.661468, 5)),
+        ("693_J2KI", (0.478516, 0.478516, 20)),
+        ("J2K_pixelrep_mismatch", None),
+    ],
+)
+def test_ct_slices_of_pydicom(name, spacing):
+    case, dataset = read_only(SAMPLES / f"{name}.dcm"), pydicom.dcmread(SAMPLES / f"{name}.dcm")
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    np.testing.assert_array_equal(case.image[0, :, :, 0], dataset.pixel_array.T * slope + intercept)
+    assert spacing is None or case.spacing == pytest.approx(spacing)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Folders of DICOM: several series, what is no DICOM, what is damaged."""
 
 import io
+import os
 import random
 import shutil
 from contextlib import redirect_stderr
@@ -128,6 +129,29 @@ def test_what_is_no_image_is_passed_over_and_named(tmp_path, caplog):
     assert (
         "passed over 2 files that are DICOM without an image to segment: DICOMDIR, rtplan.dcm" in caplog.text
     )
+
+
+def test_names_never_meet(tmp_path):
+    for name in ("a b", "a_b", "A-b", "a/b"):
+        write_series(tmp_path / name, description="x")
+    found = ids(find_inputs(tmp_path))
+    assert len({name.lower() for name in found}) == 4
+
+
+def test_a_single_file_is_called_by_its_name(tmp_path):
+    write_multi_frame(tmp_path / "scan 7.dcm", Grid(), range(5))
+    assert ids(find_inputs(tmp_path / "scan 7.dcm")) == ["scan 7"]
+    (tmp_path / "numbers").write_bytes(b"\x02\0" + bytes(500))
+    with pytest.raises(DataError, match="numbers is of no known format"):
+        find_inputs(tmp_path / "numbers")
+
+
+def test_what_cannot_be_opened_is_passed_over_or_named(tmp_path, caplog):
+    written = write_series(tmp_path / "ct")
+    (written.folder / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(written.folder / "pipe")
+    assert len(find_inputs(written.folder)[0].images) == 5
+    assert not caplog.text
 
 
 def test_a_folder_without_any(tmp_path):

@@ -190,6 +190,14 @@ def test_what_a_segmentation_says_of_itself(tmp_path):
     assert len(referenced) == 5
 
 
+def test_segmentations_beside_their_source_are_no_input(tmp_path, caplog):
+    written = write_series(tmp_path / "ct")
+    predict(tmp_path / "ct", written.folder, wanted="dicom-seg")
+    (files,) = find_inputs(written.folder)
+    assert list(files.images) == written.files
+    assert "DICOM without an image to segment: ct.dcm" in caplog.text
+
+
 def test_a_segmentation_of_nothing(tmp_path):
     def flatten(dataset, _):
         dataset.PixelData = bytes(len(dataset.PixelData))

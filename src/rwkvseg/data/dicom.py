@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rwkvseg.data.dicom_geometry import Stack, stack_planes
 from rwkvseg.data.dicom_headers import QUANTITIES, Instance, read_frames, read_instance
 from rwkvseg.data.notices import say_once
-from rwkvseg.errors import DataError
+from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.memory import available_memory, show_size
 
 Grid = tuple[tuple[float, ...], NDArray[np.float64]]
@@ -159,6 +159,12 @@ def _stack(instances: Sequence[Instance], name: str) -> Stack | None:
         raise DataError(
             f"{name}: {colour.path.name} holds colours ({colour.photometric}), volumes hold one number per "
             "voxel. Leave the series out, or convert it to grey."
+        )
+    references = {instance.reference for instance in instances}
+    if len(references) > 1:
+        raise GeometryError(
+            f"{name} holds slices of {len(references)} frames of reference (FrameOfReferenceUID), so their "
+            "places cannot be compared. Put each into a series of its own."
         )
     thickness = instances[0].thickness
     planes = [plane for instance in instances for plane in instance.planes]

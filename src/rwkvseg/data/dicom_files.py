@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from rwkvseg.data.dicom import Series
@@ -37,7 +38,7 @@ def find_dicom(path: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
     for instance in instances:
         by_series[instance.series].append(instance)
     groups = [group for found in by_series.values() for group in _cases(found)]
-    names = [path.stem] if path.is_file() else _names(root, groups)
+    names = [path.stem for _ in groups] if path.is_file() else _names(root, groups)
     cases = [
         (CaseFiles(name, tuple(item.path for item in group), series=group[0].series), group)
         for name, group in zip(names, groups, strict=True)
@@ -58,7 +59,7 @@ def _files_below(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [Path(place) / name for name in sorted(names) if name[0] != "."]
-    return found
+    return [path for path in found if path.is_file()]
 
 
 def _images(root: Path, paths: Iterable[Path]) -> list[Instance]:
@@ -104,10 +105,13 @@ def _names(root: Path, groups: Sequence[Sequence[Instance]]) -> list[str]:
             f"{name}_{extend(group)}" if counts[name.lower()] > 1 else name
             for name, group in zip(names, groups, strict=True)
         ]
-    counts = Counter(name.lower() for name in names)
-    return [
-        f"{name}_{number}" if counts[name.lower()] > 1 else name for number, name in enumerate(names, start=1)
-    ]
+    taken: set[str] = set()
+    for position, name in enumerate(names):
+        numbers = count(2)
+        while names[position].lower() in taken:
+            names[position] = f"{name}_{next(numbers)}"
+        taken.add(names[position].lower())
+    return names
 
 
 def _folder_name(root: Path, group: Sequence[Instance]) -> str:

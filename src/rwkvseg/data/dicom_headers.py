@@ -23,12 +23,14 @@ TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
     "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "FrameOfReferenceUID", "RescaleSlope",
+    "RescaleIntercept",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 QUANTITIES = ("CT", "PT")  # their numbers mean something (HU, Bq/ml), whichever way they are displayed
 SUFFIXES = (".dcm", ".dicom")
+BARE = (b"\x02\0", b"\x08\0")  # first tags of data sets are of group 2 or 8
 CURE = "Install pylibjpeg[all] or python-gdcm, or decompress the file (dcmdjpeg, gdcmconv --raw)."
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 START = 1024  # bytes of a file that tell whether it is DICOM
@@ -54,6 +56,8 @@ class Instance:
     photometric: str
     stored_range: tuple[int, int]
     """Lowest and highest value that its bits can hold."""
+    reference: str
+    """FrameOfReferenceUID: places in different ones have nothing to do with each other."""
     planes: tuple[Plane, ...]
     """One a frame, none where the file does not say where it lies."""
     scalings: tuple[tuple[float, float], ...]
@@ -63,18 +67,14 @@ class Instance:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes: the mark at 128, or a data set without preamble."""
-    try:
-        with path.open("rb") as file:
-            return _looks_like_dicom(file.read(132), path)
-    except OSError:
-        return False
+    """Whether a file may be DICOM: as `is_marked`, or by a beginning like that of old files."""
+    start = _start(path)
+    return is_marked(path) or (len(start) == 132 and start[:2] in BARE)
 
 
 def is_marked(path: Path) -> bool:
     """Whether a file says by its mark or its name that it is DICOM."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in SUFFIXES
+    return _start(path)[128:] == b"DICM" or path.suffix.lower() in SUFFIXES
 
 
 def read_instance(path: Path) -> Instance | None:
@@ -117,20 +117,21 @@ def read_frames(instance: Instance) -> Iterator[NDArray[Any]]:
     """
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    path, (number, rows, columns) = instance.path, instance.shape
+    path, (number, *shape) = instance.path, instance.shape
     with damage_named(path):
         dataset = _read(path)
         _require_readable(dataset, path)
-        for index in range(number):
+    for index in range(number):
+        with damage_named(path):  # never around a yield: it changes what the whole process warns of
             try:
                 values = pixel_array(dataset, index=index)
             except RuntimeError as error:
                 raise _not_decompressed(dataset, path, error) from error
             if "PALETTE" in instance.photometric:
                 values = apply_color_lut(values, dataset)
-            if values.shape[:2] != (rows, columns):
-                raise ValueError(f"a frame has {values.shape[:2]} pixels, the header says {(rows, columns)}")
-            yield values
+            if list(values.shape[:2]) != shape:
+                raise ValueError(f"a frame has {values.shape[:2]} pixels, the header says {shape}")
+        yield values
 
 
 @contextmanager
@@ -177,10 +178,12 @@ def import_pydicom() -> Any:
     return pydicom
 
 
-def _looks_like_dicom(start: bytes, path: Path) -> bool:
-    # old files have no preamble: they start with a tag of group 2 or 8, length or VR following
-    bare = start[:2] in (b"\x02\0", b"\x08\0") and len(start) == 132
-    return start[128:] == b"DICM" or bare or path.suffix.lower() in SUFFIXES
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError:
+        return b""
 
 
 def _read(path: Path, **options: Any) -> Any:
@@ -267,6 +270,7 @@ def _instance(header: Any, path: Path) -> Instance:
         samples=int(header.get("SamplesPerPixel", 1)),
         photometric=str(header.get("PhotometricInterpretation", "")),
         stored_range=_stored_range(header),
+        reference=str(header.get("FrameOfReferenceUID") or ""),
         planes=planes,
         scalings=tuple(scalings) if groups else (scalings[0],) * frames,
         thickness=_thickness(*places[0]),
