@@ -23,6 +23,7 @@ from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import DataError, MissingExtraError, UsageError
 from rwkvseg.evaluation.pictures import class_colour
+from rwkvseg.inference.dicom_seg import write_dicom_seg
 from rwkvseg.inference.evaluate import evaluate
 from rwkvseg.inference.model_file import Architecture, ModelDescription
 from rwkvseg.inference.predict import predict_files
@@ -327,6 +328,21 @@ def test_sources_that_nothing_can_refer_to(tmp_path, key, told):
     with pytest.raises(DataError, match=f"(?i){told}.*--format nifti or png"):
         predict(tmp_path / "ct", tmp_path / "out", wanted="dicom-seg")
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_names_in_any_letters_come_through(tmp_path):
+    def name(dataset, _):
+        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 100", "Müller^Jörg"
+
+    written = write_series(tmp_path / "ct", change=name)
+    (files,) = find_inputs(written.folder)
+    labels = bands().predict(read_case(files))
+    described = bands().description.model_copy(update={"labels": {"background": 0, "größe": 1, "肝臓": 3}})
+    write_dicom_seg(tmp_path / "a.dcm", files, labels, described)
+    seg = highdicom.seg.segread(tmp_path / "a.dcm")
+    assert seg.PatientName == "Müller^Jörg"
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["größe", "肝臓"]
+    assert seg.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "肝臓"
 
 
 def test_anonymised_sources_are_taken(tmp_path):

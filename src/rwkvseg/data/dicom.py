@@ -143,9 +143,25 @@ def _same_image(one: Instance, other: Instance) -> bool:
 
 
 def _stack(instances: Sequence[Instance], name: str) -> Stack | None:
-    without = [instance for instance in instances if not instance.planes]
-    if without and len(instances) == 1 and without[0].shape[0] == 1:
+    """Slices in order; None of a picture, which is a single image that does not say where it lies."""
+    first = instances[0]
+    if len(instances) == 1 and not first.planes and first.shape[0] == 1:
         return None
+    _require_volume(instances, name)
+    planes = [plane for instance in instances for plane in instance.planes]
+    if first.thickness is None and len(planes) == 1:
+        say_once(f"{name}: its only slice states no thickness, 1 mm is taken")
+    stack = stack_planes(planes, name, first.thickness or 1.0)
+    if stack.tilt:
+        say_once(
+            f"{name} is sheared by {stack.tilt:.1f} degrees (tilted gantry): its affine carries the shear, "
+            "distances and volumes measured by spacing alone are off"
+        )
+    return stack
+
+
+def _require_volume(instances: Sequence[Instance], name: str) -> None:
+    without = [instance for instance in instances if not instance.planes]
     if without:
         first = without[0]
         frames = f", {first.shape[0]} frames" if first.shape[0] > 1 else ""
@@ -166,17 +182,6 @@ def _stack(instances: Sequence[Instance], name: str) -> Stack | None:
             f"{name} holds slices of {len(references)} frames of reference (FrameOfReferenceUID), so their "
             "places cannot be compared. Put each into a series of its own."
         )
-    thickness = instances[0].thickness
-    planes = [plane for instance in instances for plane in instance.planes]
-    if thickness is None and len(planes) == 1:
-        say_once(f"{name}: its only slice states no thickness, 1 mm is taken")
-    stack = stack_planes(planes, name, thickness or 1.0)
-    if stack.tilt:
-        say_once(
-            f"{name} is sheared by {stack.tilt:.1f} degrees (tilted gantry): its affine carries the shear, "
-            "distances and volumes measured by spacing alone are off"
-        )
-    return stack
 
 
 def _is_colour(instance: Instance) -> bool:

@@ -148,6 +148,7 @@ def _segmentation(
         content_label="SEGMENTATION",
         series_description=f"Segmentation by {description.architecture.name}"[:64],
         omit_empty_frames=bool(frames.any()),
+        specific_character_set="ISO_IR 192",  # labels may have any letters, whatever the source has
     )
 
 
