@@ -361,3 +361,16 @@ def test_anonymised_sources_are_taken(tmp_path):
     write_series(tmp_path / "ct", change=anonymise)
     _, path = predict(tmp_path / "ct", tmp_path / "out", wanted="dicom-seg")
     assert pydicom.dcmread(path).PatientID == ""
+
+
+def test_a_thin_single_slice_goes_through_the_network_as_it_is(tmp_path):
+    def thin(dataset, _):
+        dataset.SliceThickness = "0.1"
+
+    write_series(tmp_path / "ct", Grid(shape=(7, 9, 1)), change=thin)
+    seen = []
+    predictor = bands()
+    predictor.network.register_forward_hook(lambda _module, inputs, _logits: seen.append(inputs[0].shape[2:]))
+    (done,) = predict_files(predictor, find_inputs(tmp_path / "ct"), tmp_path / "out")
+    assert seen == [(9, 7)]
+    assert nibabel.load(done.file).shape == (9, 7, 1)
