@@ -231,6 +231,18 @@ def test_a_table_of_values_is_refused(tmp_path):
         read_only(tmp_path / "a.dcm")
 
 
+@pytest.mark.parametrize("slope", ["1e38", "nan"])
+def test_numbers_beyond_float32_are_refused(tmp_path, slope):
+    def blow_up(dataset, _):
+        dataset.RescaleSlope = slope
+
+    write_series(tmp_path / "scan", change=blow_up)
+    with pytest.raises(
+        DataError, match=r"holds NaN or infinity, or numbers beyond float32 after its rescaling"
+    ):
+        read_only(tmp_path / "scan")
+
+
 def test_more_than_memory_is_refused(tmp_path, monkeypatch):
     write_series(tmp_path / "scan")
     (files,) = find_inputs(tmp_path / "scan")

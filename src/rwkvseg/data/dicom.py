@@ -80,7 +80,7 @@ class Series:
 
         Raises:
             UnreadableFileError: a file is truncated, damaged or of another size than its header says.
-            DataError: no decoder for the compression, a table of values, or more than memory.
+            DataError: no decoder for the compression, a table of values, NaN, or more than memory.
         """
         self._require_memory()
         if self.stack is None:
@@ -190,9 +190,14 @@ def _is_colour(instance: Instance) -> bool:
 
 def _scaled(values: NDArray[Any], instance: Instance, scaling: tuple[float, float]) -> NDArray[np.float32]:
     slope, intercept = scaling
-    numbers = _upright(values, instance).astype(np.float64) * slope + intercept
-    with np.errstate(over="ignore"):  # infinity is refused later, with its number
-        return numbers.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite
+        numbers = (_upright(values, instance).astype(np.float64) * slope + intercept).astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise DataError(
+            f"{instance.path} holds NaN or infinity, or numbers beyond float32 after its rescaling by "
+            f"{slope:g} and {intercept:g}. Export it again."
+        )
+    return numbers
 
 
 def _upright(values: NDArray[Any], instance: Instance) -> NDArray[Any]:

@@ -19,11 +19,7 @@ GROUP_FILES = ("groups.csv", "sequences.csv")
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where one case lies: an image per channel, its label, official part and group (patient, video).
-
-    With `series`, a DICOM SeriesInstanceUID (empty where the files state none), the images are the files of
-    one series, and the case has one channel or a picture's three.
-    """
+    """Where one case lies: an image per channel, its label, official part and group (patient, video)."""
 
     id: str
     images: tuple[Path, ...]
@@ -31,6 +27,7 @@ class CaseFiles:
     part: str | None = None
     group: str | None = None
     series: str | None = None
+    """SeriesInstanceUID, where the images are the files of one DICOM series and no channels."""
 
 
 def list_images(folder: Path) -> list[Path]:

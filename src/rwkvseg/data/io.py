@@ -71,7 +71,7 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affi
         UnreadableFileError: truncated, damaged or of another format.
     """
     image, spacing, affine = read_stored_image(path)
-    refuse_non_finite(image, path)
+    _refuse_non_finite(image, path)
     return image, spacing, affine
 
 
@@ -133,8 +133,7 @@ def write_label_map(path: Path, prediction: Label, affine: Affine | None = None)
         )
 
 
-def refuse_non_finite(values: NDArray[Any], path: Path) -> None:
-    """Raise DataError where values are NaN or infinite; `path` is for the message."""
+def _refuse_non_finite(values: NDArray[Any], path: Path) -> None:
     if values.dtype.kind != "f":
         return
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))

@@ -1,4 +1,4 @@
-"""A folder in, a list of cases out: image folders, nnU-Net raw, Medical Segmentation Decathlon (MSD), DICOM.
+"""A folder in, a list of cases out: image folders, nnU-Net raw, Medical Segmentation Decathlon (MSD).
 
 docs/reference/data.md shows each layout. Extra files and folders are passed over.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rwkvseg.data.dicom_files import find_dicom, holds_dicom
-from rwkvseg.data.dicom_headers import is_dicom
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
@@ -79,33 +78,42 @@ def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]
     """List what to predict: one file, a folder of images, or a data folder's images; labels are not needed.
 
     Of a data folder the first of imagesTs/, images/, the parts' images/ and imagesTr/ that holds anything is
-    taken; a folder that holds none of these is searched for DICOM, see `find_dicom`.
+    taken. A folder that holds none of these is searched for DICOM series.
 
     Args:
         path: file or folder.
-        series: of DICOM, which series; empty for all.
+        series: which DICOM series, see `find_dicom`; empty for all.
 
     Raises:
-        DataError: no such path, no image in it, a file of unknown format, pictures among DICOM files, or as
+        DataError: no such path, no image in it, a file of unknown format, images among DICOM files, or as
             `find_dicom`.
-        UsageError: `series` names what is not there.
+        UsageError: `series` where there is no DICOM, or as `find_dicom`.
     """
     path = Path(path)
     found = _find_files(path)
-    if found:
-        if series:
-            raise UsageError(f"--series is of DICOM, {path} holds none. Leave it out.")
-        return found
-    cases = find_dicom(path, series) if path.is_dir() or is_dicom(path) else []
+    if not found:
+        return _find_series(path, series)
+    if series:
+        raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
+    if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
+        raise DataError(
+            f"{path} holds {len(found)} pictures or NIfTI volumes among DICOM files. "
+            "Put them into folders of their own."
+        )
+    return found
+
+
+def _find_series(path: Path, series: Sequence[str]) -> tuple[CaseFiles, ...]:
+    cases = tuple(find_dicom(path, series))
     if not cases and path.is_file():
         raise DataError(f"{path} is of no known format. Use NIfTI, DICOM, PNG, JPEG, TIFF or BMP.")
     if not cases:
         raise DataError(f"{path} holds no images. Give a file, a folder of images or DICOM, or {KNOWN}.")
-    return tuple(cases)
+    return cases
 
 
 def _find_files(path: Path) -> tuple[CaseFiles, ...]:
-    """Pictures and NIfTI volumes."""
+    """All but DICOM."""
     if path.is_file():
         return () if case_suffix(path) is None else (CaseFiles(case_id(path), (path,)),)
     _require_folder(path)
@@ -113,11 +121,6 @@ def _find_files(path: Path) -> tuple[CaseFiles, ...]:
         cases = _unlabelled(folder)
         if not cases and folder == path:
             cases = [case for part in PARTS for case in _unlabelled(path / part / "images", part)]
-        if cases and folder == path and holds_dicom(path):
-            raise DataError(
-                f"{path} holds {len(cases)} pictures or NIfTI volumes among DICOM files. "
-                "Put them into folders of their own."
-            )
         if cases:
             return tuple(sorted(cases, key=lambda case: case.id))
     return ()

@@ -173,7 +173,7 @@ def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -
     nifti.header.set_xyzt_units("mm")
     nifti.set_sform(affine, code=1)
     nifti.set_qform(affine, code=1)
-    corners = np.array([*product(*((0, length - 1) for length in values.shape))])
+    corners = np.array([*product(*((0, length - 1) for length in values.shape[:3]))])
     off = apply_affine(affine, corners) - apply_affine(nifti.get_qform(), corners)
     if np.linalg.norm(off, axis=1).max() > voxel_sizes(affine).min() / 2:
         nifti.set_qform(affine, code=0)

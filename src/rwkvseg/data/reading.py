@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rwkvseg.data.case import Case
 from rwkvseg.data.dicom import Series
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label, refuse_non_finite
+from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label
 from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import GeometryError, LabelError
@@ -75,9 +75,7 @@ def _read_channels(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | 
 
 def _read_series(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     series = Series.from_files(files.images)
-    image = series.read()
-    refuse_non_finite(image, files.images[0].parent)
-    return image, *(series.grid or (None, None))
+    return series.read(), *(series.grid or (None, None))
 
 
 def _series_geometry(files: CaseFiles) -> Case | None:
