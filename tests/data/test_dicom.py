@@ -23,6 +23,7 @@ from dicom_cases import (
     write_series,
 )
 from rwkvseg.data.dicom import Series
+from rwkvseg.data.dicom_headers import quiet
 from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UnreadableFileError
@@ -236,7 +237,8 @@ def test_numbers_beyond_float32_are_refused(tmp_path, slope):
     def blow_up(dataset, _):
         dataset.RescaleSlope = slope
 
-    write_series(tmp_path / "scan", change=blow_up)
+    with quiet():
+        write_series(tmp_path / "scan", change=blow_up)
     with pytest.raises(
         DataError, match=r"holds NaN or infinity, or numbers beyond float32 after its rescaling"
     ):
