@@ -374,3 +374,19 @@ def test_a_thin_single_slice_goes_through_the_network_as_it_is(tmp_path):
     (done,) = predict_files(predictor, find_inputs(tmp_path / "ct"), tmp_path / "out")
     assert seen == [(9, 7)]
     assert nibabel.load(done.file).shape == (9, 7, 1)
+
+
+def test_a_series_in_two_multi_frame_files(tmp_path):
+    def same_series(dataset, _):
+        dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4"
+
+    grid = Grid.rotated((20, -35, 50), shape=(7, 9, 6))
+    write_multi_frame(tmp_path / "mr" / "a", grid, [5, 1, 3], change=same_series)
+    write_multi_frame(tmp_path / "mr" / "b", grid, [0, 4, 2], change=same_series)
+    case, folder = predict(tmp_path / "mr", tmp_path / "out", wanted="png")
+    assert_lies_right(case.image[0], case.affine, grid)
+    with (folder / "slices.csv").open(newline="") as file:
+        rows = [(row["file"][-1], row["frame"]) for row in csv.DictReader(file)]
+    assert rows == [("b", "1"), ("a", "2"), ("b", "3"), ("a", "3"), ("b", "2"), ("a", "1")]
+    with pytest.raises(DataError, match="is spread over 2 files of many frames"):
+        predict(tmp_path / "mr", tmp_path / "seg", wanted="dicom-seg")
