@@ -174,6 +174,15 @@ def test_compressed_frames_are_read_one_by_one(tmp_path):
     assert_lies_right(case.image[0], case.affine, grid)
 
 
+def test_a_mosaic_is_refused(tmp_path):
+    def tile(dataset, _):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+
+    write_series(tmp_path / "scan", Grid(shape=(8, 8, 1)), change=tile)
+    with pytest.raises(DataError, match=r"IM0001 is a mosaic, many slices tiled into one image\. Export"):
+        find_inputs(tmp_path / "scan")
+
+
 def test_a_film_is_refused(tmp_path):
     frames = np.zeros((6, 4, 5), np.uint8)
     write_picture(tmp_path / "film.dcm", frames, NumberOfFrames=6)

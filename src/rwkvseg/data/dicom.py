@@ -170,6 +170,12 @@ def _require_volume(instances: Sequence[Instance], name: str) -> None:
             f"such as {first.path.name}{frames}. They make no volume (a film, or pictures): "
             "give single pictures, or leave them out."
         )
+    mosaic = next((instance for instance in instances if instance.is_mosaic), None)
+    if mosaic is not None:
+        raise DataError(
+            f"{name}: {mosaic.path.name} is a mosaic, many slices tiled into one image. "
+            "Export the series as slices or as an enhanced image, or convert it to NIfTI (dcm2niix)."
+        )
     colour = next((instance for instance in instances if _is_colour(instance)), None)
     if colour is not None:
         raise DataError(

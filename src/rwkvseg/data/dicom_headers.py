@@ -20,12 +20,11 @@ from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError, Unreadabl
 from rwkvseg.memory import available_memory, show_size
 
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
-    "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType",
+    "Modality", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "FrameOfReferenceUID", "RescaleSlope",
-    "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 QUANTITIES = ("CT", "PT")  # their numbers mean something (HU, Bq/ml), whichever way they are displayed
@@ -49,6 +48,8 @@ class Instance:
     """SeriesNumber, 0 where there is none."""
     description: str
     modality: str
+    is_mosaic: bool
+    """Whether a scanner tiled the slices of a volume into this one image."""
     shape: tuple[int, int, int]
     """Frames, rows, columns."""
     samples: int
@@ -266,6 +267,7 @@ def _instance(header: Any, path: Path) -> Instance:
         number=int(header.get("SeriesNumber") or 0),
         description=str(header.get("SeriesDescription") or ""),
         modality=str(header.get("Modality") or ""),
+        is_mosaic="MOSAIC" in (header.get("ImageType") or ()),
         shape=shape,
         samples=int(header.get("SamplesPerPixel", 1)),
         photometric=str(header.get("PhotometricInterpretation", "")),
