@@ -23,7 +23,7 @@ from dicom_cases import (
     write_series,
 )
 from rwkvseg.data.dicom import Series
-from rwkvseg.data.dicom_headers import quiet
+from rwkvseg.data.dicom_parsing import quiet
 from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UnreadableFileError
