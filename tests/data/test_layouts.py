@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rwkvseg.data import reading
+from rwkvseg.data import notices
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
@@ -243,7 +243,7 @@ def one_case(tmp_path, mask, labels=None, image=GREY):
 
 
 def test_black_and_white_masks_are_binary_and_said_so_once(tmp_path, caplog):
-    reading._say_once.cache_clear()
+    notices.say_once.cache_clear()
     labels = {"background": 0, "polyp": 1}
     with caplog.at_level(logging.INFO, logger="rwkvseg"):
         for _ in range(3):

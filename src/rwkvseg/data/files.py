@@ -26,6 +26,8 @@ class CaseFiles:
     label: Path | None = None
     part: str | None = None
     group: str | None = None
+    series: str | None = None
+    """SeriesInstanceUID, where the images are the files of one DICOM series and no channels."""
 
 
 def list_images(folder: Path) -> list[Path]:

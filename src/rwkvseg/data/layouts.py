@@ -3,11 +3,12 @@
 docs/reference/data.md shows each layout. Extra files and folders are passed over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rwkvseg.data.dicom_files import find_dicom, holds_dicom
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
@@ -20,7 +21,7 @@ from rwkvseg.data.files import (
 )
 from rwkvseg.data.io import VOLUME_SUFFIXES, case_id, case_suffix
 from rwkvseg.data.reading import read_case
-from rwkvseg.errors import DataError
+from rwkvseg.errors import DataError, UsageError
 
 __all__ = ["CaseFiles", "DataFolder", "find_inputs", "open_data", "read_case"]
 
@@ -73,20 +74,48 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
     )
 
 
-def find_inputs(path: Path) -> tuple[CaseFiles, ...]:
+def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]:
     """List what to predict: one file, a folder of images, or a data folder's images; labels are not needed.
 
     Of a data folder the first of imagesTs/, images/, the parts' images/ and imagesTr/ that holds anything is
-    taken.
+    taken. A folder that holds none of these is searched for DICOM series.
+
+    Args:
+        path: file or folder.
+        series: which DICOM series, see `find_dicom`; empty for all.
 
     Raises:
-        DataError: no such path, no image in it, or a file of unknown format.
+        DataError: no such path, no image in it, a file of unknown format, images among DICOM files, or as
+            `find_dicom`.
+        UsageError: `series` where there is no DICOM, or as `find_dicom`.
     """
     path = Path(path)
+    found = _find_files(path)
+    if not found:
+        return _find_series(path, series)
+    if series:
+        raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
+    if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
+        raise DataError(
+            f"{path} holds {len(found)} pictures or NIfTI volumes among DICOM files. "
+            "Put them into folders of their own."
+        )
+    return found
+
+
+def _find_series(path: Path, series: Sequence[str]) -> tuple[CaseFiles, ...]:
+    cases = tuple(find_dicom(path, series))
+    if not cases and path.is_file():
+        raise DataError(f"{path} is of no known format. Use NIfTI, DICOM, PNG, JPEG, TIFF or BMP.")
+    if not cases:
+        raise DataError(f"{path} holds no images. Give a file, a folder of images or DICOM, or {KNOWN}.")
+    return cases
+
+
+def _find_files(path: Path) -> tuple[CaseFiles, ...]:
+    """All but DICOM."""
     if path.is_file():
-        if case_suffix(path) is None:
-            raise DataError(f"{path} is of no known format. Use NIfTI, PNG, JPEG, TIFF or BMP.")
-        return (CaseFiles(case_id(path), (path,)),)
+        return () if case_suffix(path) is None else (CaseFiles(case_id(path), (path,)),)
     _require_folder(path)
     for folder in (path / "imagesTs", path / "images", path, path / "imagesTr"):
         cases = _unlabelled(folder)
@@ -94,7 +123,7 @@ def find_inputs(path: Path) -> tuple[CaseFiles, ...]:
             cases = [case for part in PARTS for case in _unlabelled(path / part / "images", part)]
         if cases:
             return tuple(sorted(cases, key=lambda case: case.id))
-    raise DataError(f"{path} holds no images. Give a file, a folder of images, or {KNOWN}.")
+    return ()
 
 
 def _unlabelled(folder: Path, part: str | None = None) -> list[CaseFiles]:
