@@ -118,7 +118,7 @@ def _check_labels(checked: CheckedCase, grid: _Grid | None) -> None:
 
 def _check_values(checked: CheckedCase, path: Path, values: set[int]) -> None:
     checked.values |= values
-    if checked.known is None:
+    if checked.known is None or checked.found.instances:
         return
     known = set(checked.known.values())
     if known == {0, 1} and values <= {0, 255}:  # which the readers take as 0 and 1

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvseg.data.arrays import array_header
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label
+from rwkvseg.data.io import Affine, Label, holds_arrays, is_volume, read_image, read_label
 from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.errors import GeometryError, LabelError
 
@@ -48,9 +49,31 @@ def read_geometry(files: CaseFiles) -> Case | None:
     """
     if not is_volume(files.images[0]):
         return None
+    if holds_arrays(files.images[0]):
+        shape, dtype = array_header(files.images[0])
+        return Case(id=files.id, image=np.broadcast_to(np.zeros((), dtype), (1, *shape)))
     header = read_nifti_header(files.images[0])
     image = np.broadcast_to(np.zeros((), header.dtype), (len(files.images), *header.shape))
     return Case(id=files.id, image=image, spacing=header.spacing, affine=header.affine)
+
+
+def read_case_label(files: CaseFiles) -> tuple[Label, Affine | None]:
+    """Read the label map of a case and its affine: as in its file; of joined or numbered masks, 1 is marked.
+
+    Raises:
+        GeometryError: masks of one image that differ in size.
+        LabelError, DataError: as `rwkvseg.data.io.read_label`.
+    """
+    assert files.label is not None
+    label, affine = read_label(files.label)
+    if not files.joined and not files.instances:
+        return label, affine
+    marked = label != 0
+    for path in files.joined:
+        other, _ = read_label(path)
+        _require_same_grid(path, other.shape, None, files.label, (label.shape, None))
+        marked |= other != 0
+    return marked.astype(np.uint8), affine
 
 
 def label_values(label: Label) -> tuple[int, ...]:
@@ -74,7 +97,7 @@ def _read_label(
     files: CaseFiles, shape: tuple[int, ...], affine: Affine | None, labels: Mapping[str, int] | None
 ) -> Label:
     assert files.label is not None
-    label, label_affine = read_label(files.label)
+    label, label_affine = read_case_label(files)
     _require_same_grid(files.label, label.shape, label_affine, files.images[0], (shape, affine))
     return label if labels is None else check_label_values(label, labels, files.label)
 

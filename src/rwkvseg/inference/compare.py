@@ -7,9 +7,10 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvseg.data.io import read_image, read_label
+from rwkvseg.data.io import read_image
 from rwkvseg.data.layouts import find_inputs
-from rwkvseg.data.reading import check_label_values, label_values
+from rwkvseg.data.published import mask_files
+from rwkvseg.data.reading import check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.evaluation.evaluations import CaseResult, Evaluated
 from rwkvseg.evaluation.pictures import Picture, make_picture, most_wrong_slice
@@ -72,7 +73,7 @@ def _existing(paths: Sequence[Path], what: str, case: str) -> Path:
 
 
 def _read_map(path: Path) -> tuple[LabelMap, NDArray[np.float64] | None]:
-    label, affine = read_label(path)
+    label, affine = read_case_label(mask_files(path))
     if set(label_values(label)) <= {0, 255}:
         label = check_label_values(label, {"background": 0, "structure": 1}, path)
     return label, affine

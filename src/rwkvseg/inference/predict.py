@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import read_json
-from rwkvseg.data.io import VOLUME_SUFFIXES, write_label_map
+from rwkvseg.data.io import is_volume, write_label_map
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, UsageError
@@ -95,8 +95,7 @@ def _count(prediction: LabelMap, values: int) -> NDArray[np.int64]:
 
 def prediction_name(files: CaseFiles) -> str:
     """File name of a case's prediction: `<id>.nii.gz` for volumes, `<id>.png` for pictures."""
-    volume = files.images[0].name.lower().endswith(tuple(VOLUME_SUFFIXES))
-    return f"{files.id}.nii.gz" if volume else f"{files.id}.png"
+    return f"{files.id}.nii.gz" if is_volume(files.images[0]) else f"{files.id}.png"
 
 
 def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ DATASET = DataSet(
         "ACDC_training_volumes/patient100_frame01.h5"
     ),
     prepare=(
-        "as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout); "
-        "2D networks take their slices"
+        "as published by SSL4MIS (slices train, volumes validate and test; spacing is not in these files), "
+        "or as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout), of "
+        "which 2D networks take the slices"
     ),
     split=(
         "patients 031-100 train, 021-030 validation, 001-020 test. The split file is the SSL4MIS "
