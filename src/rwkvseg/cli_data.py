@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_convert import convert
 from rwkvseg.cli_options import FoldOption
 from rwkvseg.progress import progress_bar
 
@@ -22,10 +23,11 @@ EXAMPLES_SHOWN = 3
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 data_app = typer.Typer(
-    help="Look at data folders and at what is known of public data sets.",
+    help="Look at data folders, convert them, and tell what is known of public data sets.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+data_app.command()(convert)
 
 
 @data_app.command()

@@ -5,16 +5,18 @@ are passed over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
+    groups_file,
     has_channel_numbers,
     list_images,
     pair,
+    read_groups,
     read_json,
     refuse_unpaired,
     with_groups,
@@ -88,6 +90,24 @@ def _channel_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(str(name) for name in named.values()) if isinstance(named, dict) and named else None
 
 
+def held_back(folder: DataFolder) -> tuple[CaseFiles, ...]:
+    """Cases that `open_data` passes over: imagesTs, with the labels in labelsTs, and parts without masks."""
+    root = folder.root
+    if folder.layout == "images":
+        pairs = (pair for pair in pair_folders(root) if pair.part and not pair.masks.is_dir())
+        cases = [case for pair in pairs for case in _unlabelled(pair.images, pair.part)]
+    elif folder.layout in ("nnunet", "msd"):
+        truths = list_images(root / "labelsTs") if (root / "labelsTs").is_dir() else []
+        labels = {case_id(path): path for path in truths}
+        found = _unlabelled(root / "imagesTs", as_channels=folder.layout == "nnunet")
+        cases = [CaseFiles(case.id, case.images, labels.get(case.id), "test") for case in found]
+    else:
+        return ()
+    path = groups_file(root)
+    groups = {} if path is None else read_groups(path)
+    return tuple(replace(case, group=groups.get(case.id)) for case in cases)
+
+
 def find_inputs(path: Path) -> tuple[CaseFiles, ...]:
     """List what to predict: one file, a folder of images, or a data folder's images; labels are not needed.
 
@@ -139,11 +159,12 @@ def _in_training(root: Path) -> list[CaseFiles]:
     return _unlabelled(root / "imagesTr")
 
 
-def _unlabelled(folder: Path, part: str | None = None) -> list[CaseFiles]:
+def _unlabelled(folder: Path, part: str | None = None, *, as_channels: bool | None = None) -> list[CaseFiles]:
     paths = list_images(folder) if folder.is_dir() else []
     # among pictures IMG_0001 is a name like any other, so channel numbers count only where nnU-Net says so
     volumes = all(case_suffix(path) in VOLUME_SUFFIXES for path in paths)
-    if has_channel_numbers(paths) and (volumes or _says_nnunet(folder.parent)):
+    says = (volumes or _says_nnunet(folder.parent)) if as_channels is None else as_channels
+    if has_channel_numbers(paths) and says:
         return [CaseFiles(case, channels, part=part) for case, channels in group_channels(paths).items()]
     return [
         CaseFiles(f"{part}_{case_id(path)}" if part else case_id(path), (path,), part=part) for path in paths

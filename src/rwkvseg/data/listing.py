@@ -1,6 +1,5 @@
 """The files of a data folder as far as they are there: what `layouts.open_data` refuses becomes a finding."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Any
 from rwkvseg.data.files import (
     CHANNEL,
     MASK_ENDINGS,
+    group_in_id,
     groups_file,
     is_image_name,
     name_some,
@@ -25,7 +25,6 @@ from rwkvseg.errors import DataError
 
 HELD_BACK = ("val", "test", "imagesTs")
 """Parts whose labels may be kept back."""
-GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +276,8 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
-        groups = {case: match[1] for case, match in matches.items() if match}
+        found = {case.id: group_in_id(case.id) for case in listing.cases}
+        groups = {case: group for case, group in found.items() if group}
     else:
         try:
             groups = read_groups(path)

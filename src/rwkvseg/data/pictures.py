@@ -60,7 +60,7 @@ def read_picture_label(path: Path) -> NDArray[Any]:
 
 
 def write_picture(path: Path, values: NDArray[Any]) -> None:
-    """Write (row, column) uint8 or uint16 as grey PNG, whole or not at all."""
+    """Write PNG, whole or not at all: (row, column) uint8 or uint16, or colours (row, column, 3) uint8."""
     with write_atomically(path) as temporary:
         Image.fromarray(values).save(temporary, format="PNG")
 

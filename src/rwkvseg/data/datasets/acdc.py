@@ -15,8 +15,8 @@ DATASET = DataSet(
     ),
     prepare=(
         "as published by SSL4MIS (slices train, volumes validate and test; spacing is not in these files), "
-        "or as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout), of "
-        "which 2D networks take the slices"
+        "or as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout); "
+        "2D networks take their slices"
     ),
     split=(
         "patients 031-100 train, 021-030 validation, 001-020 test. The split file is the SSL4MIS "

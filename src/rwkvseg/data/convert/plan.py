@@ -1,0 +1,191 @@
+"""What is to be converted: the cases of the result, each with the files that it is made from."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rwkvseg.data.case import Case
+from rwkvseg.data.files import CaseFiles, name_some
+from rwkvseg.data.layouts import DataFolder, held_back, open_data
+from rwkvseg.data.reading import label_values, read_case
+from rwkvseg.data.splits import PARTS, read_split
+from rwkvseg.data.transunet import SLICE
+from rwkvseg.errors import DataError, GeometryError
+
+Layout = Literal["nnunet", "msd", "images", "transunet"]
+LAYOUTS: tuple[Layout, ...] = ("nnunet", "msd", "images", "transunet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a data folder is converted."""
+
+    to: Layout
+    layout: str = "auto"
+    """Of the source, see `open_data`."""
+    split: Path | None = None
+    """Split file that gives the parts; cases that it does not name are left out."""
+    fold: int | None = None
+    labels: dict[str, int] | None = None
+    """Name -> value; else those of the source."""
+    channels: tuple[str, ...] | None = None
+    """Names of the image's channels; else those of the source."""
+    window: tuple[float, float] | None = None
+    """Intensities to clip to where the target's are scaled (images, transunet)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One case of the result: its source, or the slices that it is stacked from, in order."""
+
+    id: str
+    sources: tuple[CaseFiles, ...]
+    part: str | None
+    group: str | None
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is a label."""
+        return self.sources[0].label is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The source and everything that is made from it."""
+
+    folder: DataFolder
+    target: Path
+    options: Options
+    items: tuple[Item, ...]
+    labels: dict[str, int] | None
+    channels: tuple[str, ...] | None
+    left_out: int
+    """Cases that the split file does not name."""
+
+
+def make_plan(source: Path, target: Path, options: Options) -> Plan:
+    """List what is to be done; nothing is decoded.
+
+    Raises:
+        DataError: as `open_data` and `read_split`, or slices that make no volume.
+        UsageError: as `read_split`.
+    """
+    folder = open_data(source, options.layout)
+    cases = list(folder.cases) + list(held_back(folder))
+    whole = len(cases)
+    if options.split is not None:
+        split = read_split(options.split, cases, options.fold)
+        parts = {case: part for part in PARTS for case in getattr(split, part)}
+        cases = [replace(case, part=parts[case.id]) for case in cases if case.id in parts]
+    elif any(case.part for case in cases):
+        cases = [replace(case, part=case.part or "train") for case in cases]
+    stacks = folder.layout == "transunet" and options.to in ("nnunet", "msd")
+    items = _stacked(cases) if stacks else [_alone(case) for case in cases]
+    if options.to == "images":
+        _require_folders(items)
+    return Plan(
+        folder=folder,
+        target=target,
+        options=options,
+        items=tuple(sorted(items, key=lambda item: item.id)),
+        labels=options.labels or folder.labels,
+        channels=options.channels or folder.channels,
+        left_out=whole - len(cases),
+    )
+
+
+def _require_folders(items: Sequence[Item]) -> None:
+    """Refuse what image folders cannot hold: two cases of one name, or a part with and without masks."""
+    names = Counter((item.part, stem_in_part(item.id, item.part)) for item in items)
+    twice = [f"{part}/{name}" for (part, name), number in names.items() if number > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} cases would have the same file: {name_some(twice)}. Rename one of each."
+        )
+    for part in {item.part for item in items}:
+        lacking = [item.id for item in items if item.part == part and not item.has_label]
+        if lacking and len(lacking) < sum(item.part == part for item in items):
+            raise DataError(
+                f"{len(lacking)} cases of the part {part} have no label, others have: {name_some(lacking)}. "
+                "Give a split file that leaves them out, or has them in a part of their own."
+            )
+
+
+def _alone(case: CaseFiles) -> Item:
+    return Item(case.id, (case,), case.part, case.group)
+
+
+def _stacked(cases: Sequence[CaseFiles]) -> list[Item]:
+    """Slices put together to the volumes that they were cut from; volumes as they are."""
+    found: dict[str, dict[int, CaseFiles]] = defaultdict(dict)
+    items = []
+    for case in cases:
+        match = SLICE.match(case.id)
+        if match is None:
+            items.append(_alone(case))
+        else:
+            found[match["volume"]][int(match["number"])] = case
+    for name, slices in found.items():
+        numbers = sorted(slices)
+        lacking = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
+        if lacking:
+            raise DataError(
+                f"volume {name} lacks {len(lacking)} of its slices: {name_some(lacking)}. "
+                "Restore them, or convert to images, which keeps slices as they are."
+            )
+        parts = {slices[number].part for number in numbers}
+        if len(parts) > 1:
+            told = ", ".join(sorted(map(str, parts)))
+            raise DataError(
+                f"the slices of volume {name} are in {len(parts)} parts: {told}. "
+                "Give a split file that keeps volumes whole."
+            )
+        first = slices[numbers[0]]
+        items.append(Item(name, tuple(slices[number] for number in numbers), first.part, first.group))
+    return items
+
+
+def read_item(item: Item, plan: Plan) -> Case:
+    """Read the case of an item, slices stacked along the last axis, labels checked.
+
+    Where nothing names the labels, a map of 0 and 255 is taken as one of 0 and 1 (of images it stays).
+
+    Raises:
+        DataError, GeometryError, LabelError: as `read_case`.
+    """
+    cases = [read_case(files, plan.labels) for files in item.sources]
+    case = cases[0] if len(cases) == 1 else _stack(item.id, cases)
+    if plan.labels is None and case.label is not None and plan.options.to != "images":
+        values = label_values(case.label)
+        if 255 in values and set(values) <= {0, 255}:
+            case = case.replace(label=(case.label == 255).astype(np.uint8))
+    return case
+
+
+def _stack(name: str, cases: Sequence[Case]) -> Case:
+    shapes = {case.spatial_shape for case in cases}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 2:
+        raise GeometryError(
+            f"the slices of volume {name} have the shapes {name_some(sorted(shapes))}. "
+            "Export them again so that all have the same two axes."
+        )
+    labels: list[Any] = [case.label for case in cases]
+    return Case(
+        id=name,
+        image=np.stack([case.image for case in cases], axis=-1),
+        label=None if any(label is None for label in labels) else np.stack(labels, axis=-1),
+    )
+
+
+def stem_in_part(name: str, part: str | None) -> str:
+    """Name of a case within the folder of its part: ids of parted folders start with the part.
+
+    >>> stem_in_part("train_7", "train"), stem_in_part("7", "train")
+    ('7', '7')
+    """
+    return re.sub(f"^{part}_", "", name) if part else name
