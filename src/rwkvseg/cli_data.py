@@ -27,7 +27,6 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-data_app.command()(convert)
 
 
 @data_app.command()
@@ -111,6 +110,9 @@ def info(
     for field in fields(dataset):
         if field.name != "unverified":
             _say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
+
+
+data_app.command()(convert)
 
 
 def _print_findings(console: Console, result: "Verification") -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from rwkvseg.data.convert import arrays, images, nnunet_msd
 from rwkvseg.data.convert.plan import LAYOUTS, Layout, Options, Plan, make_plan, read_item
 from rwkvseg.data.convert.result import Done
-from rwkvseg.errors import DataError, OutputError, UsageError
+from rwkvseg.errors import OutputError, UsageError
 from rwkvseg.output import write_json
 
 __all__ = ["LAYOUTS", "Converted", "Layout", "Options", "convert_data"]
@@ -67,7 +67,7 @@ def convert_data(
     source, target = Path(source).resolve(), Path(target).resolve()
     _require_free(source, target)
     _check_window(options)
-    plan = make_plan(source, target, options)
+    plan = make_plan(source, target, options, on_case)
     partial = target.with_name(f".{target.name}.partial")
     finished = _begin(partial, plan)
     done: list[Done] = []
@@ -79,9 +79,7 @@ def convert_data(
             _note(partial / JOURNAL, case_done)
         done.append(case_done)
         on_case(number, len(plan.items))
-    notes = _refuse_mixed_labels(plan, done) + writer.finish(partial, plan, done)
-    if plan.left_out:
-        notes.append(f"{plan.left_out} cases that the split does not name are left out")
+    notes = [*plan.notes, *writer.finish(partial, plan, done)]
     lost = _told(done)
     write_json(partial / RECORD, _description(plan, done, lost, notes))
     (partial / JOURNAL).unlink()
@@ -170,19 +168,6 @@ def _digest(plan: Plan) -> str:
                 status = path.stat()
                 digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()
-
-
-def _refuse_mixed_labels(plan: Plan, done: Sequence[Done]) -> list[str]:
-    """Where nothing names the labels, masks of 0 and 255 became 0 and 1: say so, or refuse a third value."""
-    if plan.labels is not None or plan.options.to == "images":
-        return []
-    values = {value for case in done for value in case.values}
-    if 255 in values and 1 in values:
-        raise DataError(
-            f"the label maps of {plan.folder.root} hold 1 and 255, and nothing names them. "
-            "Name the labels with --label NAME=VALUE."
-        )
-    return ["nothing names the labels: they are called by their values; 255 alone is taken as 1"]
 
 
 def _told(done: Sequence[Done]) -> list[str]:

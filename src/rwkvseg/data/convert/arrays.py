@@ -15,7 +15,6 @@ from rwkvseg.data.convert.result import Done, channel_names, write_folds, write_
 from rwkvseg.data.convert.scale import MOST
 from rwkvseg.data.io import Label
 from rwkvseg.data.preprocessing import Preprocessing, slice_axis
-from rwkvseg.data.reading import label_values
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_text
 
@@ -38,7 +37,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     volume = len(case.spatial_shape) == 3
     record = geometry(case) if volume else {}
     if case.label is None:
-        return Done(item.id, (), part, item.group, False, (), len(case.image), (NO_LABEL,), record)
+        return Done(item.id, (), part, item.group, False, len(case.image), (NO_LABEL,), record)
     if len(case.image) != 1:
         raise DataError(
             f"case {item.id} has {len(case.image)} channels, TransUNet's files hold one. "
@@ -55,7 +54,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
         image = _windowed(image, *plan.options.window)
         lost.append(WINDOWED)
     ids = _write(item.id, image, label, root / ("train_npz" if part == "train" else "test_vol_h5"))
-    return Done(item.id, ids, part, item.group, True, label_values(label), 1, tuple(lost), record)
+    return Done(item.id, ids, part, item.group, True, 1, tuple(lost), record)
 
 
 def _write(name: str, image: NDArray[Any], label: Label, folder: Path) -> tuple[str, ...]:

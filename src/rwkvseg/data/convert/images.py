@@ -19,7 +19,6 @@ from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix, write_label_map
 from rwkvseg.data.pictures import write_picture
 from rwkvseg.data.preprocessing import Preprocessing, iterate_slices, slice_axis
-from rwkvseg.data.reading import label_values
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_atomically
 
@@ -64,7 +63,6 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
         part=item.part,
         group=item.group,
         labelled=item.has_label,
-        values=() if case.label is None else label_values(case.label),
         channels=len(case.image),
         lost=tuple(lost),
         record=record,

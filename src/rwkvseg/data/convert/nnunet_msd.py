@@ -18,7 +18,6 @@ from rwkvseg.data.convert.result import (
     Done,
     channel_names,
     licence_of,
-    named_labels,
     numbered,
     write_folds,
     write_groups,
@@ -27,7 +26,6 @@ from rwkvseg.data.convert.scale import choose_scale
 from rwkvseg.data.io import VOLUME_SUFFIXES, case_suffix, write_label_map
 from rwkvseg.data.nifti import write_nifti
 from rwkvseg.data.pictures import write_picture
-from rwkvseg.data.reading import label_values
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_atomically, write_json
 
@@ -65,7 +63,6 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
         part=item.part,
         group=item.group,
         labelled=item.has_label,
-        values=() if case.label is None else label_values(case.label),
         channels=len(case.image),
         lost=tuple(lost),
         record=record | {"axes": len(case.spatial_shape)},
@@ -79,7 +76,7 @@ def geometry(case: Case) -> dict[str, Any]:
 
 
 def _write_volume(item: Item, case: Case, paths: Sequence[Path]) -> list[str]:
-    sources = item.sources[0].images if len(item.sources) == 1 else ()
+    sources = () if item.stacked else item.sources[0].images
     if len(sources) == len(paths) and all(case_suffix(path) in VOLUME_SUFFIXES for path in sources):
         for source, path in zip(sources, paths, strict=True):
             _copy_nifti(source, path)
@@ -131,7 +128,7 @@ def finish(root: Path, plan: Plan, done: Sequence[Done]) -> list[str]:
             f"{plan.folder.root} holds pictures and volumes, a {plan.options.to} folder one kind. "
             "Convert them apart, with --split."
         )
-    labels, notes = named_labels(plan, done), []
+    labels, notes = plan.labels, []
     channels = channel_names(plan, done)
     if plan.channels is None:
         called = ", ".join(channels)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.layouts import DataFolder, held_back, open_data
-from rwkvseg.data.reading import label_values, read_case
+from rwkvseg.data.reading import label_values, read_case, read_case_label
 from rwkvseg.data.splits import PARTS, read_split
 from rwkvseg.data.transunet import SLICE
 from rwkvseg.errors import DataError, GeometryError
@@ -47,6 +47,7 @@ class Item:
     sources: tuple[CaseFiles, ...]
     part: str | None
     group: str | None
+    stacked: bool = False
 
     @property
     def has_label(self) -> bool:
@@ -62,17 +63,21 @@ class Plan:
     target: Path
     options: Options
     items: tuple[Item, ...]
-    labels: dict[str, int] | None
+    labels: dict[str, int]
     channels: tuple[str, ...] | None
-    left_out: int
-    """Cases that the split file does not name."""
+    notes: tuple[str, ...]
 
 
-def make_plan(source: Path, target: Path, options: Options) -> Plan:
-    """List what is to be done; nothing is decoded.
+def make_plan(
+    source: Path,
+    target: Path,
+    options: Options,
+    on_case: Callable[[int, int], object] = lambda _done, _total: None,
+) -> Plan:
+    """List what is to be done; where nothing names the labels, every label map is read for its values.
 
     Raises:
-        DataError: as `open_data` and `read_split`, or slices that make no volume.
+        DataError: as `open_data` and `read_split`, slices that make no volume, or labels that nothing tells.
         UsageError: as `read_split`.
     """
     folder = open_data(source, options.layout)
@@ -88,15 +93,44 @@ def make_plan(source: Path, target: Path, options: Options) -> Plan:
     items = _stacked(cases) if stacks else [_alone(case) for case in cases]
     if options.to == "images":
         _require_folders(items)
+    left_out, notes = whole - len(cases), []
+    if left_out:
+        notes.append(f"{left_out} cases that the split does not name are left out")
+    labels = options.labels or folder.labels
+    if labels is None:
+        labels = _labels_by_value(cases, folder.root, on_case)
+        notes.append(f"nothing names the labels: they are called {', '.join(labels)}")
     return Plan(
         folder=folder,
         target=target,
         options=options,
         items=tuple(sorted(items, key=lambda item: item.id)),
-        labels=options.labels or folder.labels,
+        labels=labels,
         channels=options.channels or folder.channels,
-        left_out=whole - len(cases),
+        notes=tuple(notes),
     )
+
+
+def _labels_by_value(
+    cases: Sequence[CaseFiles], root: Path, on_case: Callable[[int, int], object]
+) -> dict[str, int]:
+    """Names for the values that label maps hold; 0 and 255 are 0 and 1, as everywhere."""
+    values = {0}
+    for number, case in enumerate(cases, 1):
+        values |= set() if case.label is None else set(label_values(read_case_label(case)[0]))
+        on_case(number, 2 * len(cases))
+    if {1, 255} <= values:
+        raise DataError(
+            f"the label maps of {root} hold 1 and 255, and nothing names them. "
+            "Name the labels with --label NAME=VALUE."
+        )
+    if values == {0}:
+        raise DataError(
+            f"nothing names the labels of {root}, and its label maps hold background only. "
+            "Name them with --label NAME=VALUE."
+        )
+    found = [0, 1] if values == {0, 255} else sorted(values)
+    return {"background" if value == 0 else f"label {value}": value for value in found}
 
 
 def _require_folders(items: Sequence[Item]) -> None:
@@ -146,25 +180,19 @@ def _stacked(cases: Sequence[CaseFiles]) -> list[Item]:
                 "Give a split file that keeps volumes whole."
             )
         first = slices[numbers[0]]
-        items.append(Item(name, tuple(slices[number] for number in numbers), first.part, first.group))
+        sources = tuple(slices[number] for number in numbers)
+        items.append(Item(name, sources, first.part, first.group, stacked=True))
     return items
 
 
 def read_item(item: Item, plan: Plan) -> Case:
     """Read the case of an item, slices stacked along the last axis, labels checked.
 
-    Where nothing names the labels, a map of 0 and 255 is taken as one of 0 and 1 (of images it stays).
-
     Raises:
         DataError, GeometryError, LabelError: as `read_case`.
     """
     cases = [read_case(files, plan.labels) for files in item.sources]
-    case = cases[0] if len(cases) == 1 else _stack(item.id, cases)
-    if plan.labels is None and case.label is not None and plan.options.to != "images":
-        values = label_values(case.label)
-        if 255 in values and set(values) <= {0, 255}:
-            case = case.replace(label=(case.label == 255).astype(np.uint8))
-    return case
+    return _stack(item.id, cases) if item.stacked else cases[0]
 
 
 def _stack(name: str, cases: Sequence[Case]) -> Case:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,32 +27,11 @@ class Done:
     part: str | None
     group: str | None
     labelled: bool
-    values: tuple[int, ...] = ()
-    """That the label map holds."""
     channels: int = 1
     lost: tuple[str, ...] = ()
     """What the target cannot hold of this case."""
     record: dict[str, Any] = field(default_factory=dict)
     """What is noted of it, such as its spacing."""
-
-
-def named_labels(plan: Plan, done: Iterable[Done]) -> dict[str, int]:
-    """The plan's labels, else names for the values that were found.
-
-    Raises:
-        DataError: nothing but background, so that nothing tells the labels.
-    """
-    if plan.labels is not None:
-        return plan.labels
-    values = sorted({0, *(value for case in done for value in case.values)})
-    if values == [0, 255]:
-        values = [0, 1]  # which the readers take masks of 0 and 255 for
-    if values == [0]:
-        raise DataError(
-            f"nothing names the labels of {plan.folder.root}, and its label maps hold background only. "
-            "Name them with --label NAME=VALUE."
-        )
-    return {"background" if value == 0 else f"label {value}": value for value in values}
 
 
 def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
@@ -76,7 +55,7 @@ def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
 
 def write_labels(root: Path, plan: Plan, done: Sequence[Done], channels: Sequence[str]) -> None:
     """Write labels.json: labels, channel names and licence for layouts that have no place for them."""
-    content: dict[str, Any] = {"labels": named_labels(plan, done), "channel_names": numbered(channels)}
+    content: dict[str, Any] = {"labels": plan.labels, "channel_names": numbered(channels)}
     write_json(root / "labels.json", content | licence_of(plan))
 
 
@@ -92,7 +71,7 @@ def licence_of(plan: Plan) -> dict[str, str]:
 
 def write_groups(root: Path, done: Sequence[Done]) -> None:
     """Write groups.csv where any case has a group, or where volumes were cut into slices."""
-    if not any(case.group or len(case.ids) > 1 for case in done):
+    if not any(case.group or "axis" in case.record for case in done):
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
