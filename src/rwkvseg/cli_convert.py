@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.console import Console
 from rwkvseg.cli_options import FoldOption
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rwkvseg.data.convert import Converted
 
 
 class TargetLayout(StrEnum):
@@ -70,7 +73,11 @@ def convert(
     )
     with progress_bar(Console(stderr=True), "converting") as advance:
         result = convert_data(source, target, options, advance)
-    console = Console()
+    _tell(Console(), result)
+
+
+def _tell(console: Console, result: "Converted") -> None:
+    """Print what was made and what was lost."""
     parts = ", ".join(f"{part} {number}" for part, number in result.parts.items() if part)
     resumed = f", {result.resumed} of them before" if result.resumed else ""
     _say(console, f"{result.folder}: {result.cases} cases{f' ({parts})' if parts else ''}{resumed}")

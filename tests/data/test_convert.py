@@ -108,15 +108,21 @@ def test_nnunet_to_msd_and_back_is_lossless(tmp_path_factory, volume, suffix):
 
 
 @FEW
-@given(volume=volumes())
-def test_channels_stay_channels(tmp_path_factory, volume):
+@given(volume=volumes(channels=(2, 3)), through=st.sampled_from(["nnunet", "msd"]))
+def test_channels_stay_channels(tmp_path_factory, volume, through):
     root = fresh(tmp_path_factory)
     source = write_nnunet(root / "a", {"x": volume}, WIDE)
-    convert_data(source, root / "b", Options(to="nnunet"))
-    data, cases = read_all(root / "b")
-    assert data.channels == tuple(f"c{index}" for index in range(len(volume[0])))
-    np.testing.assert_array_equal(cases["x"].image, volume[0].astype(np.float32))
-    same_geometry(cases["x"], read_all(source)[1]["x"])
+    convert_data(source, root / "b", Options(to=through))
+    assert len(list((root / "b" / "imagesTr").iterdir())) == (1 if through == "msd" else len(volume[0]))
+    convert_data(root / "b", root / "c", Options(to="nnunet"))
+    for folder in ("b", "c"):
+        data, cases = read_all(root / folder)
+        assert data.channels == tuple(f"c{index}" for index in range(len(volume[0])))
+        np.testing.assert_array_equal(cases["x"].image, volume[0].astype(np.float32))
+        np.testing.assert_array_equal(cases["x"].label, volume[1])
+        same_geometry(cases["x"], read_all(source)[1]["x"])
+        kinds = {finding.severity: finding.kind for finding in verify_data(root / folder).findings}
+        assert "error" not in kinds
 
 
 @FEW
@@ -368,7 +374,6 @@ def test_labels_that_nothing_names(tmp_path):
 def test_what_a_target_cannot_hold_is_refused(tmp_path, parted):
     two = write_nnunet(tmp_path / "two", {"x": small(0, channels=2)})
     for layout, message in (
-        ("msd", r"case x has 2 channels; MSD holds volumes of one channel here\. Use --to nnunet"),
         ("images", "case x has 2 channels; pictures hold one"),
         ("transunet", "case x has 2 channels, TransUNet's files hold one"),
     ):

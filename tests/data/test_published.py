@@ -8,7 +8,7 @@ from rwkvseg.data.layouts import find_inputs, open_data, read_case
 from rwkvseg.data.published import mask_files
 from rwkvseg.data.reading import read_case_label
 from rwkvseg.data.verify import verify_data
-from rwkvseg.errors import DataError, GeometryError
+from rwkvseg.errors import DataError, GeometryError, LabelError
 
 BINARY = {"background": 0, "structure": 1}
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -120,6 +120,21 @@ def test_other_names_of_the_folders(tmp_path, images, masks, part):
     assert (case.id, case.part) == (f"{part}_1" if part else "1", part)
     assert [found.id for found in find_inputs(tmp_path)] == [case.id]
     assert [found.kind for found in verify_data(tmp_path).findings] == ["unnamed_labels"]
+
+
+def test_jpeg_masks_of_two_labels_are_black_and_white(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 20, (16, 16)).astype(np.uint8)
+    pixels = np.where(np.arange(16) < 8, noise, 255 - noise).astype(np.uint8)
+    picture(tmp_path / "images" / "k.jpg", pixels)
+    picture(tmp_path / "masks" / "k.jpg", pixels)
+    (case,) = open_data(tmp_path).cases
+    np.testing.assert_array_equal(read_case(case, BINARY).label, np.tile(np.arange(16) >= 8, (16, 1)))
+    for labels in (None, BINARY | {"more": 2}):
+        with pytest.raises(LabelError, match="or name two labels, 0 and 1: then that is done for you"):
+            read_case(case, labels)
+    assert "label_values" in {finding.kind for finding in verify_data(tmp_path).findings}
+    (tmp_path / "labels.json").write_text('{"labels": {"background": 0, "polyp": 1}}')
+    assert verify_data(tmp_path).findings == ()
 
 
 def test_label_maps_alone_are_no_pairs(tmp_path):

@@ -32,6 +32,8 @@ class CaseFiles:
     """Further masks of the same image: label 1 is what any of them marks (BUSI)."""
     instances: bool = False
     """Whether the label map numbers its objects: all of them are label 1 (GlaS)."""
+    channels_last: bool = False
+    """Whether the image's fourth axis, if it has one, is that of its channels (MSD)."""
 
 
 def list_images(folder: Path, *, arrays: bool = False) -> list[Path]:

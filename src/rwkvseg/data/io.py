@@ -67,44 +67,51 @@ def is_volume(path: Path) -> bool:
     return len(array_shape(path)) == 3 if suffix in ARRAY_SUFFIXES else suffix in VOLUME_SUFFIXES
 
 
-def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+def read_image(
+    path: Path, *, channels_last: bool = False
+) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     """Read image (C, *spatial), spacing in mm and affine.
 
     Pictures keep uint8 or uint16 (C = 1 or 3, alpha dropped, palettes become colours, EXIF orientation not
     applied as masks do not carry it) and have neither spacing nor affine. NIfTI volumes come as float32 with
-    C = 1, and so do arrays, without spacing and affine, except that they keep uint8 and uint16.
+    C = 1 (or as many as a fourth axis has, if that is where channels are), and so do arrays, without spacing
+    and affine, except that they keep uint8 and uint16.
 
     Raises:
         DataError: no such file, not one picture or volume, or NaN among the voxels.
         UnreadableFileError: truncated, damaged or of another format.
     """
-    image, spacing, affine = read_stored_image(path)
+    image, spacing, affine = read_stored_image(path, channels_last=channels_last)
     _refuse_non_finite(image, path)
     return image, spacing, affine
 
 
-def read_stored_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+def read_stored_image(
+    path: Path, *, channels_last: bool = False
+) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     """Read as `read_image`, NaN and infinity included."""
     if _has_arrays(path):
         return _image_array(path)[np.newaxis], None, None
     if is_volume(path):
-        values, affine, spacing = read_nifti(path, dtype=np.float32)
-        return values[np.newaxis], spacing, affine
+        values, affine, spacing = read_nifti(path, dtype=np.float32, channels_last=channels_last)
+        return values if channels_last else values[np.newaxis], spacing, affine
     return read_picture(path), None, None
 
 
-def read_label(path: Path) -> tuple[Label, Affine | None]:
+def read_label(path: Path, *, two_labels: bool = False) -> tuple[Label, Affine | None]:
     """Read the integers of a label map (*spatial) as they stand in the file, and its affine.
+
+    Where there are only `two_labels`, a lossy picture is taken as black and white.
 
     Raises:
         LabelError: NaN, fractions, colours, or a lossy picture that is not black and white.
         DataError, UnreadableFileError: as `read_image`.
     """
-    values, affine = read_stored_label(path)
+    values, affine = read_stored_label(path, two_labels=two_labels)
     return as_integers(values, path), affine
 
 
-def read_stored_label(path: Path) -> tuple[NDArray[Any], Affine | None]:
+def read_stored_label(path: Path, *, two_labels: bool = False) -> tuple[NDArray[Any], Affine | None]:
     """Read as `read_label`, numbers of a volume as they are: NaN and fractions included.
 
     Raises:
@@ -116,7 +123,7 @@ def read_stored_label(path: Path) -> tuple[NDArray[Any], Affine | None]:
     if is_volume(path):
         values, affine, _ = read_nifti(path)
         return values, affine
-    return read_picture_label(path), None
+    return read_picture_label(path, two_labels=two_labels), None
 
 
 def _has_arrays(path: Path) -> bool:

@@ -100,7 +100,7 @@ def held_back(folder: DataFolder) -> tuple[CaseFiles, ...]:
         truths = list_images(root / "labelsTs") if (root / "labelsTs").is_dir() else []
         labels = {case_id(path): path for path in truths}
         found = _unlabelled(root / "imagesTs", as_channels=folder.layout == "nnunet")
-        cases = [CaseFiles(case.id, case.images, labels.get(case.id), "test") for case in found]
+        cases = [replace(case, label=labels.get(case.id), part="test") for case in found]
     else:
         return ()
     path = groups_file(root)
@@ -166,9 +166,18 @@ def _unlabelled(folder: Path, part: str | None = None, *, as_channels: bool | No
     says = (volumes or _says_nnunet(folder.parent)) if as_channels is None else as_channels
     if has_channel_numbers(paths) and says:
         return [CaseFiles(case, channels, part=part) for case, channels in group_channels(paths).items()]
+    names = [f"{part}_{case_id(path)}" if part else case_id(path) for path in paths]
+    last = volumes and _has_channels_last(folder.parent)
     return [
-        CaseFiles(f"{part}_{case_id(path)}" if part else case_id(path), (path,), part=part) for path in paths
+        CaseFiles(name, (path,), part=part, channels_last=last)
+        for name, path in zip(names, paths, strict=True)
     ]
+
+
+def _has_channels_last(root: Path) -> bool:
+    """Whether dataset.json names several modalities, which MSD keeps along the fourth axis of its images."""
+    modality = read_json(root / "dataset.json").get("modality")
+    return isinstance(modality, dict) and len(modality) > 1
 
 
 def _require_folder(path: Path) -> None:
@@ -243,9 +252,9 @@ def _in_one_picture(found: Mapping[str, Sequence[Path]]) -> bool:
 
 
 def _read_msd(root: Path) -> list[CaseFiles]:
-    listed = read_json(root / "dataset.json").get("training")
+    listed, last = read_json(root / "dataset.json").get("training"), _has_channels_last(root)
     if not listed:
-        return pair(*_training_folders(root))
+        return [replace(case, channels_last=last) for case in pair(*_training_folders(root))]
     cases = []
     for entry in listed:
         image, label = root / str(entry["image"]), root / str(entry["label"])
@@ -254,7 +263,7 @@ def _read_msd(root: Path) -> list[CaseFiles]:
                 raise DataError(
                     f"{path}, listed in dataset.json, does not exist. Restore it or take it off the list."
                 )
-        cases.append(CaseFiles(case_id(image), (image,), label))
+        cases.append(CaseFiles(case_id(image), (image,), label, channels_last=last))
     return cases
 
 

@@ -39,6 +39,8 @@ class FoundCase:
     group: str | None = None
     instances: bool = False
     """Whether the label map numbers its objects, which are all label 1."""
+    channels_last: bool = False
+    """Whether the image's fourth axis, if it has one, is that of its channels."""
 
 
 @dataclass(slots=True)
@@ -175,6 +177,9 @@ def _list_msd(listing: Listing, settings: dict[str, Any]) -> None:
                 continue
             _list_entry(listing, listing.root / str(entry["image"]), listing.root / str(entry["label"]))
     _add_test(listing, [(path,) for path in _unique(listing, listing.root / "imagesTs")])
+    modality = settings.get("modality")
+    if isinstance(modality, dict) and len(modality) > 1:
+        listing.cases = [replace(case, channels_last=True) for case in listing.cases]
 
 
 def _add_test(listing: Listing, images: Sequence[tuple[Path, ...]]) -> None:

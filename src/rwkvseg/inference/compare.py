@@ -16,6 +16,8 @@ from rwkvseg.evaluation.evaluations import CaseResult, Evaluated
 from rwkvseg.evaluation.pictures import Picture, make_picture, most_wrong_slice
 from rwkvseg.inference.predictor import LabelMap
 
+BINARY = {"background": 0, "structure": 1}
+
 
 def read_compared(
     runs: Sequence[Evaluated], cases: Sequence[str], *, images: Path | None = None
@@ -73,9 +75,9 @@ def _existing(paths: Sequence[Path], what: str, case: str) -> Path:
 
 
 def _read_map(path: Path) -> tuple[LabelMap, NDArray[np.float64] | None]:
-    label, affine = read_case_label(mask_files(path))
+    label, affine = read_case_label(mask_files(path), BINARY)
     if set(label_values(label)) <= {0, 255}:
-        label = check_label_values(label, {"background": 0, "structure": 1}, path)
+        label = check_label_values(label, BINARY, path)
     return label, affine
 
 
@@ -85,7 +87,7 @@ def _read_image(
     known = [images.get(name), *(result.image for result in results)]
     path = next((path for path in known if path is not None and path.is_file()), None)
     if path is not None:
-        image, _, affine = read_image(path)
+        image, _, affine = read_image(path, channels_last=True)
         if image.shape[1:] == shape:
             return image, affine
     return np.full((1, *shape), 128, np.uint8), None

@@ -239,7 +239,7 @@ def _labels_in_files(pairs: Sequence[Pair]) -> dict[str, int]:
 
 def _read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[LabelMap, LabelMap, Spacing]:
     prediction, affine = read_label(pair.prediction)
-    reference, truth_affine = read_case_label(pair.files)
+    reference, truth_affine = read_case_label(pair.files, labels)
     if prediction.shape != reference.shape:
         raise GeometryError(
             f"{pair.prediction} has size {prediction.shape}, its truth {pair.truth} has {reference.shape}. "
@@ -309,7 +309,7 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
     prediction, reference, spacing = _read_pair(pair, labels)
     image, affine = np.full((1, *reference.shape), 128, np.uint8), None
     if pair.image:
-        read, _, found_affine = read_image(pair.image[0])
+        read, _, found_affine = read_image(pair.image[0], channels_last=True)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
     return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)

@@ -37,13 +37,12 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     """Write the images and the label of one case.
 
     Raises:
-        DataError: a picture for MSD, or more channels than it holds.
+        DataError: a picture for MSD, or channels that no PNG holds.
         LabelError, OutputError: as `write_label_map`.
     """
     volume = len(case.spatial_shape) == 3
-    if plan.options.to == "msd" and (not volume or len(case.image) > 1):
-        what = f"{len(case.image)} channels" if volume else "two axes"
-        raise DataError(f"case {item.id} has {what}; MSD holds volumes of one channel here. Use --to nnunet.")
+    if plan.options.to == "msd" and not volume:
+        raise DataError(f"case {item.id} is a picture, MSD holds volumes. Use --to nnunet.")
     suffix = ".nii.gz" if volume else ".png"
     end = "Ts" if item.part == "test" or not item.has_label else "Tr"
     names = [f"{item.id}_{channel:04d}" for channel in range(len(case.image))]
@@ -81,8 +80,11 @@ def _write_volume(item: Item, case: Case, paths: Sequence[Path]) -> list[str]:
         for source, path in zip(sources, paths, strict=True):
             _copy_nifti(source, path)
         return []
-    for values, path in zip(case.image, paths, strict=True):
-        write_nifti(path, values, np.eye(4) if case.affine is None else case.affine)
+    affine = np.eye(4) if case.affine is None else case.affine
+    # one file may be for several channels: MSD keeps them along the fourth axis
+    images = case.image if len(paths) == len(case.image) else [np.moveaxis(case.image, 0, -1)]
+    for values, path in zip(images, paths, strict=True):
+        write_nifti(path, values, affine)
     return [NO_GEOMETRY] if case.affine is None else []
 
 
