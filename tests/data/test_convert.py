@@ -342,6 +342,28 @@ def test_volumes_of_acdc_without_some_slices_are_refused(tmp_path):
     assert open_data(tmp_path / "c").labels == open_data(root).labels
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_in_pictures_of_their_own(tmp_path, channels):
+    root = tmp_path / "a"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 9999, (channels, 3, 4)).astype(np.uint16)
+    for channel, values in enumerate(images):
+        Image.fromarray(values).save(root / "imagesTr" / f"x_{channel:04d}.png")
+    Image.fromarray((images[0] > 5000).astype(np.uint8)).save(root / "labelsTr" / "x.png")
+    names = {str(index): f"c{index}" for index in range(channels)}
+    (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": {"a": 1}}))
+    assert convert_data(root, tmp_path / "b", Options(to="nnunet")).lost == ()
+    _, cases = read_all(tmp_path / "b")
+    np.testing.assert_array_equal(cases["x"].image, images)
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path, parted):
+    shutil.copytree(parted / "imagesTr", parted / "imagesTs", dirs_exist_ok=True)
+    with pytest.raises(DataError, match="5 names are those of two cases, in different parts: patient000"):
+        convert_data(parted, tmp_path / "b", Options(to="msd"))
+
+
 def test_joined_and_numbered_masks_become_one(tmp_path):
     for name, pixels in (("x", [[7, 7]]), ("x_mask", [[255, 0]]), ("x_mask_1", [[0, 255]])):
         (tmp_path / "a" / "benign").mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     if volume:
         lost, record = _write_volume(item, case, paths), geometry(case)
     else:
-        record = _write_picture(case, paths[0])
+        record = _write_picture(item, case, paths)
         lost = [] if record.get("exact", True) else [QUANTISED]
     if case.label is not None:
         write_label_map(root / f"labels{end}" / f"{item.id}{suffix}", case.label, case.affine)
@@ -99,9 +99,17 @@ def _copy_nifti(source: Path, path: Path) -> None:
             shutil.copyfileobj(file, packed)
 
 
-def _write_picture(case: Case, path: Path) -> dict[str, Any]:
-    """Write one channel, or three as colours, as PNG; the scale of what is not 8 or 16 bit."""
-    image = case.image
+def _write_picture(item: Item, case: Case, paths: Sequence[Path]) -> dict[str, Any]:
+    """Write channels as PNG: a file each where they came so, else one, or three as colours.
+
+    Returns:
+        The scale of what is not 8 or 16 bit.
+    """
+    image, path = case.image, paths[0]
+    if len(item.sources[0].images) == len(image) > 1 and image.dtype in (np.uint8, np.uint16):
+        for values, own in zip(image, paths, strict=True):
+            write_picture(own, values)
+        return {}
     if image.dtype == np.uint8 and len(image) == 3:
         write_picture(path, np.ascontiguousarray(np.moveaxis(image, 0, -1)))
         return {}

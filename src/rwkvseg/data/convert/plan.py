@@ -91,6 +91,7 @@ def make_plan(
         cases = [replace(case, part=case.part or "train") for case in cases]
     stacks = folder.layout == "transunet" and options.to in ("nnunet", "msd")
     items = _stacked(cases) if stacks else [_alone(case) for case in cases]
+    _require_own_names(items)
     if options.to == "images":
         _require_folders(items)
     left_out, notes = whole - len(cases), []
@@ -131,6 +132,15 @@ def _labels_by_value(
         )
     found = [0, 1] if values == {0, 255} else sorted(values)
     return {"background" if value == 0 else f"label {value}": value for value in found}
+
+
+def _require_own_names(items: Sequence[Item]) -> None:
+    twice = [name for name, number in Counter(item.id for item in items).items() if number > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} names are those of two cases, in different parts: {name_some(twice)}. "
+            "Rename one of each."
+        )
 
 
 def _require_folders(items: Sequence[Item]) -> None:
