@@ -209,7 +209,7 @@ def test_pictures_come_back_pixel_by_pixel(tmp_path_factory, image, colours, thr
 
 @given(arrays_of.arrays(np.float32, st.integers(1, 20), elements=st.floats(-(2.0**99), 2.0**99, width=32)))
 def test_scales_lead_back(values):
-    scale = choose_scale(values)
+    scale = choose_scale(values, values.dtype)
     stored = scale.apply(values)
     back = scale.offset + scale.step * stored.astype(np.float64)
     np.testing.assert_allclose(back, values, rtol=0, atol=0 if scale.exact else scale.step * 0.51)
@@ -356,6 +356,32 @@ def test_channels_in_pictures_of_their_own(tmp_path, channels):
     assert convert_data(root, tmp_path / "b", Options(to="nnunet")).lost == ()
     _, cases = read_all(tmp_path / "b")
     np.testing.assert_array_equal(cases["x"].image, images)
+
+
+def test_images_alone_become_inputs(tmp_path):
+    image, _, affine = small(3)
+    (tmp_path / "a").mkdir()
+    nibabel.save(nibabel.Nifti1Image(image[0], affine), tmp_path / "a" / "scan.nii")
+    done = convert_data(tmp_path / "a", tmp_path / "n", Options(to="nnunet"))
+    assert "no case has a label, and nothing names any" in done.notes
+    (case,) = find_inputs(tmp_path / "n")
+    assert case.images[0].relative_to(tmp_path / "n").as_posix() == "imagesTs/scan_0000.nii.gz"
+    np.testing.assert_array_equal(read_case(case).image, image)
+    with pytest.raises(DataError, match=r"no case of .* has a label, which TransUNet's layout needs"):
+        convert_data(tmp_path / "a", tmp_path / "t", Options(to="transunet"))
+    (tmp_path / "empty").mkdir()
+    for source, message in (("empty", "holds no images"), ("none", "does not exist")):
+        with pytest.raises(DataError, match=message):
+            convert_data(tmp_path / source, tmp_path / "x", Options(to="msd"))
+
+
+def test_volumes_become_8_bit_only_where_they_were(tmp_path):
+    image, label, affine = small(0)
+    cases = {"a": (image, label, affine), "b": (image.astype(np.int16), label, affine)}
+    done = convert_data(write_nnunet(tmp_path / "s", cases), tmp_path / "i", Options(to="images"))
+    types = {name[0]: case.image.dtype for name, case in read_all(tmp_path / "i")[1].items()}
+    assert types == {"a": np.uint8, "b": np.uint16}
+    assert any(note.startswith("pictures have 8 and 16 bit") for note in done.notes)
 
 
 def test_two_cases_of_one_name_are_refused(tmp_path, parted):

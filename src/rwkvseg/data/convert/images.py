@@ -19,6 +19,7 @@ from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix, write_label_map
 from rwkvseg.data.pictures import write_picture
 from rwkvseg.data.preprocessing import Preprocessing, iterate_slices, slice_axis
+from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_atomically
 
@@ -48,9 +49,10 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     picture = _one_picture(item)
     record = geometry(case) | {"axis": slice_axis(case, Preprocessing())} if volume else {}
     if picture is None and not (case.image.dtype == np.uint8 and len(case.image) == 3 and not volume):
-        scale = choose_scale(_one_channel(case), plan.options.window)
+        scale = choose_scale(_one_channel(case), _stored_type(item, case), plan.options.window)
         lost += _loss(scale, plan)
-        record |= {"offset": scale.offset, "step": scale.step}
+        bits = 8 * np.dtype(scale.dtype).itemsize
+        record |= {"offset": scale.offset, "step": scale.step, "bits": bits}
     names = []
     for name, part in _pieces(case, stem, volume=volume):
         names.append(name)
@@ -81,6 +83,12 @@ def _one_picture(item: Item) -> Path | None:
     """File of a case that is one picture, which can be copied."""
     paths = [path for files in item.sources for path in files.images]
     return paths[0] if len(paths) == 1 and case_suffix(paths[0]) in PICTURE_SUFFIXES else None
+
+
+def _stored_type(item: Item, case: Case) -> np.dtype[Any]:
+    """Type of the intensities in the file, which volumes do not keep when they are read."""
+    geometry_only = None if case.image.dtype.kind in "iu" else read_geometry(item.sources[0])
+    return case.image.dtype if geometry_only is None else geometry_only.image.dtype
 
 
 def _one_channel(case: Case) -> Any:
@@ -138,4 +146,7 @@ def finish(root: Path, plan: Plan, done: Sequence[Done]) -> list[str]:
     write_labels(root, plan, done, plan.channels or channel_names(plan, done))
     folds = write_folds(root, plan, done, val=False)
     write_groups(root, done)
-    return [folds] if folds else []
+    notes = [folds] if folds else []
+    if {8, 16} <= {case.record.get("bits") for case in done}:
+        notes.append("pictures have 8 and 16 bit: train with normalisation percentile or zscore, not unit")
+    return notes

@@ -121,7 +121,7 @@ def _write_picture(item: Item, case: Case, paths: Sequence[Path]) -> dict[str, A
     if image.dtype in (np.uint8, np.uint16):
         write_picture(path, image[0])
         return {}
-    scale = choose_scale(image)
+    scale = choose_scale(image, image.dtype)
     write_picture(path, scale.apply(image[0]))
     return {"offset": scale.offset, "step": scale.step, "exact": scale.exact}
 

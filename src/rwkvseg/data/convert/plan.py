@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, name_some
-from rwkvseg.data.layouts import DataFolder, held_back, open_data
+from rwkvseg.data.layouts import DataFolder, detect_layout, find_inputs, held_back, open_data
 from rwkvseg.data.reading import label_values, read_case, read_case_label
 from rwkvseg.data.splits import PARTS, read_split
 from rwkvseg.data.transunet import SLICE
@@ -80,8 +80,7 @@ def make_plan(
         DataError: as `open_data` and `read_split`, slices that make no volume, or labels that nothing tells.
         UsageError: as `read_split`.
     """
-    folder = open_data(source, options.layout)
-    cases = list(folder.cases) + list(held_back(folder))
+    folder, cases = _open(source, options.layout)
     whole = len(cases)
     if options.split is not None:
         split = read_split(options.split, cases, options.fold)
@@ -98,6 +97,9 @@ def make_plan(
     if left_out:
         notes.append(f"{left_out} cases that the split does not name are left out")
     labels = options.labels or folder.labels
+    if labels is None and not any(case.label for case in cases):
+        labels = {"background": 0}
+        notes.append("no case has a label, and nothing names any")
     if labels is None:
         labels = _labels_by_value(cases, folder.root, on_case)
         notes.append(f"nothing names the labels: they are called {', '.join(labels)}")
@@ -110,6 +112,15 @@ def make_plan(
         channels=options.channels or folder.channels,
         notes=tuple(notes),
     )
+
+
+def _open(source: Path, layout: str) -> tuple[DataFolder, list[CaseFiles]]:
+    """The data folder and all its cases; of a folder of images alone, these as inputs."""
+    if layout == "auto" and source.is_dir() and detect_layout(source) is None:
+        cases = [replace(case, part="test") for case in find_inputs(source)]
+        return DataFolder(source, "inputs", ()), cases
+    folder = open_data(source, layout)
+    return folder, [*folder.cases, *held_back(folder)]
 
 
 def _labels_by_value(

@@ -24,10 +24,18 @@ class Scale:
         return stored.clip(0, np.iinfo(self.dtype).max).astype(self.dtype)
 
 
-def choose_scale(values: NDArray[Any], window: tuple[float, float] | None = None) -> Scale:
+def choose_scale(
+    values: NDArray[Any], stored: np.dtype[Any], window: tuple[float, float] | None = None
+) -> Scale:
     """Scale that keeps whole numbers where 16 bits hold them, else 65536 steps over the range or `window`.
 
-    >>> choose_scale(np.array([-1024.0, 3071.0]))
+    Args:
+        values: the intensities.
+        stored: their type in the file. Only uint8 becomes 8 bit, since what a network makes of a picture
+            depends on it ("unit"), and the volumes of a data set should agree.
+        window: intensities to clip to.
+
+    >>> choose_scale(np.array([-1024.0, 3071.0]), np.dtype("<i2"))
     Scale(offset=-1024.0, step=1.0, dtype=<class 'numpy.uint16'>, exact=True)
     """
     low, high = float(values.min()), float(values.max())
@@ -35,6 +43,6 @@ def choose_scale(values: NDArray[Any], window: tuple[float, float] | None = None
         return Scale(window[0], (window[1] - window[0]) / MOST, np.uint16, exact=False)
     if high - low <= MOST and bool((values == np.rint(values)).all()):
         if low >= 0 and high <= MOST:
-            return Scale(0.0, 1.0, np.uint8 if high <= 255 else np.uint16, exact=True)
+            return Scale(0.0, 1.0, np.uint8 if stored == np.uint8 and high <= 255 else np.uint16, exact=True)
         return Scale(low, 1.0, np.uint16, exact=True)
     return Scale(low, (high - low) / MOST or 1.0, np.uint16, exact=low == high)
