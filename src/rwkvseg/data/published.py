@@ -6,6 +6,7 @@ CVC-ClinicDB's Original and Ground Truth; TrainDataset and TestDataset as PraNet
 benign/benign (1).png with benign (1)_mask.png.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -153,4 +154,5 @@ def _refuse_alone(root: Path, what: str, lacking: str, cases: Sequence[str]) -> 
 
 
 def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folders if os.access(path, os.R_OK | os.X_OK))
