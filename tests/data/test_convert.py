@@ -466,6 +466,8 @@ def test_an_interrupted_conversion_goes_on(tmp_path, parted, monkeypatch, layout
     assert not target.exists()
     journal = target.with_name(".y.partial") / "journal.jsonl"
     journal.write_text(journal.read_text() + '{"source": "pat')  # a line cut short
+    (journal.parent / "labelsTr").mkdir(exist_ok=True)
+    (journal.parent / "labelsTr" / ".7.partial.x.png").write_text("half")
     with pytest.raises(
         UsageError, match="holds an unfinished conversion of other data or with other options"
     ):

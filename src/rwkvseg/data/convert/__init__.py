@@ -123,6 +123,8 @@ def _begin(partial: Path, plan: Plan) -> dict[str, Done]:
         if not read:
             shutil.rmtree(partial)
             partial.mkdir()
+        for path in partial.rglob(".*.partial.*"):  # of a process that was killed while it wrote
+            path.unlink()
         # written anew: what an interruption left of a last line must not spoil the next
         journal.write_text("".join(json.dumps(entry) + "\n" for entry in (read or [begun])), encoding="utf-8")
     except OSError as error:
