@@ -215,6 +215,16 @@ def test_scales_lead_back(values):
     np.testing.assert_allclose(back, values, rtol=0, atol=0 if scale.exact else scale.step * 0.51)
 
 
+def test_fractions_of_slices_stay_comparable(tmp_path):
+    root = write_synapse(tmp_path / "s")
+    convert_data(root, tmp_path / "i", Options(to="images"))
+    _, pictures = read_all(tmp_path / "i")
+    for case in open_data(root).cases[:4]:
+        if case.part == "train":
+            values, stored = read_case(case).image, pictures[f"train_{case.id}"].image
+            np.testing.assert_allclose(stored / 65535, values, atol=0.51 / 65535)
+
+
 def test_a_window_clips_and_scales(tmp_path):
     image = np.array([[[[-2000.0, -125.0, 75.0, 275.0, 3000.0]]]], np.float32)
     label = np.zeros((1, 1, 5), np.uint8)

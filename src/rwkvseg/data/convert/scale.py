@@ -29,6 +29,8 @@ def choose_scale(
 ) -> Scale:
     """Scale that keeps whole numbers where 16 bits hold them, else 65536 steps over the range or `window`.
 
+    Fractions within 0..1 take the steps of 0..1, so that slices of one volume (TransUNet's) stay comparable.
+
     Args:
         values: the intensities.
         stored: their type in the file. Only uint8 becomes 8 bit, since what a network makes of a picture
@@ -45,4 +47,6 @@ def choose_scale(
         if low >= 0 and high <= MOST:
             return Scale(0.0, 1.0, np.uint8 if stored == np.uint8 and high <= 255 else np.uint16, exact=True)
         return Scale(low, 1.0, np.uint16, exact=True)
+    if low >= 0 and high <= 1:
+        return Scale(0.0, 1 / MOST, np.uint16, exact=False)
     return Scale(low, (high - low) / MOST or 1.0, np.uint16, exact=low == high)
