@@ -8,6 +8,7 @@ from PIL import Image
 
 from rwkvseg.data import reading
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -330,7 +331,7 @@ def test_msd_keeps_modalities_along_the_fourth_axis(tmp_path):
         case = read_case(files)
         np.testing.assert_array_equal(case.image, np.moveaxis(values, -1, 0))
         assert case.spacing == (1, 1, 5)
-        assert reading.read_geometry(files).image.shape == (2, 4, 3, 2)
+        assert read_geometry(files).image.shape == (2, 4, 3, 2)
     settings(tmp_path, modality={"0": "T2"})
     with pytest.raises(DataError, match=r"has 4 axes \(4, 3, 2, 2\), more than one volume"):
         read_case(open_data(tmp_path).cases[0])
