@@ -442,7 +442,7 @@ def test_a_fault_of_ours_is_called_so(rwkvseg, monkeypatch, small_run, phantom, 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "stopped. A training goes on with the same command and --resume."),
+        (KeyboardInterrupt(), 130, "stopped. The same command goes on, a training with --resume."),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "the device ran out of memory. Lower training"),
     ],
 )

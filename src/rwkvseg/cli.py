@@ -321,7 +321,7 @@ def main() -> None:
             traceback.print_exc()
         _fail(_explain_unexpected(error), 1)
     if interrupted:
-        _fail("stopped. A training goes on with the same command and --resume.", INTERRUPTED)
+        _fail("stopped. The same command goes on, a training with --resume.", INTERRUPTED)
 
 
 def _explain_usage(error: Any) -> NoReturn:

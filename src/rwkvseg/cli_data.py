@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_convert import convert
+from rwkvseg.cli_options import FoldOption
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ EXAMPLES_SHOWN = 3
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 data_app = typer.Typer(
-    help="Look at data folders and at what is known of public data sets.",
+    help="Look at data folders, convert them, and tell what is known of public data sets.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -33,6 +35,7 @@ def verify(
     split: Annotated[
         Path | None, typer.Option(help="Split file to look for leaks in [default: the folder's own parts].")
     ] = None,
+    fold: FoldOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects, one a finding.")] = False,
 ) -> None:
     """Find what is wrong with a data folder and its split, and how to mend it; exit code 1 on errors.
@@ -41,12 +44,14 @@ def verify(
         rwkvseg data verify Kvasir-SEG
 
         rwkvseg data verify CVC-ClinicDB --split recipes/splits/cvc_clinicdb_seed0.json --json
+
+        rwkvseg data verify Dataset027_ACDC --split splits_final.json --fold 0
     """
     from rwkvseg.data.verify import verify_data
 
     console = Console()
     with progress_bar(Console(stderr=True), "looking") as advance:
-        result = verify_data(folder, split, advance)
+        result = verify_data(folder, split, advance, fold=fold)
     if as_json:
         typer.echo(json.dumps([finding.as_object() for finding in result.findings], indent=2))
     else:
@@ -105,6 +110,9 @@ def info(
     for field in fields(dataset):
         if field.name != "unverified":
             _say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
+
+
+data_app.command()(convert)
 
 
 def _print_findings(console: Console, result: "Verification") -> None:

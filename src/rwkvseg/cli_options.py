@@ -51,6 +51,9 @@ ChangesOption = Annotated[
     list[str] | None, typer.Option("--set", help="key=value that wins over the recipe; repeatable.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last saved epoch.")]
+FoldOption = Annotated[
+    int | None, typer.Option(help="Which fold, where the split file is nnU-Net's splits_final.json.", min=0)
+]
 OverlapOption = Annotated[
     float, typer.Option(help="Of windows over a volume, as a share of the patch; 0 to below 1.")
 ]

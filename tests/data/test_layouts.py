@@ -8,6 +8,7 @@ from PIL import Image
 
 from rwkvseg.data import notices
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -316,3 +317,21 @@ def test_the_label_is_read_on_demand(tmp_path):
     assert read_case(files, with_label=False).label is None
     with pytest.raises(DataError, match="does not exist"):
         read_case(files)
+
+
+def test_msd_keeps_modalities_along_the_fourth_axis(tmp_path):
+    values = np.arange(4 * 3 * 2 * 2, dtype=np.int16).reshape(4, 3, 2, 2)
+    volume(tmp_path / "imagesTr" / "p.nii.gz", values)
+    volume(tmp_path / "labelsTr" / "p.nii.gz", np.zeros((4, 3, 2), np.uint8))
+    volume(tmp_path / "imagesTs" / "q.nii.gz", values)
+    settings(tmp_path, modality={"0": "T2", "1": "ADC"}, labels={"0": "background", "1": "gland"})
+    data = open_data(tmp_path)
+    assert (data.layout, data.channels) == ("msd", ("T2", "ADC"))
+    for files in (data.cases[0], find_inputs(tmp_path)[0]):
+        case = read_case(files)
+        np.testing.assert_array_equal(case.image, np.moveaxis(values, -1, 0))
+        assert case.spacing == (1, 1, 5)
+        assert read_geometry(files).image.shape == (2, 4, 3, 2)
+    settings(tmp_path, modality={"0": "T2"})
+    with pytest.raises(DataError, match=r"has 4 axes \(4, 3, 2, 2\), more than one volume"):
+        read_case(open_data(tmp_path).cases[0])

@@ -45,6 +45,12 @@ def test_unit_follows_the_type():
     np.testing.assert_allclose(scaled(np.float32([[[-3e38, 3e38]]]), "unit")[0, 0], [0, 1])
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float32])
+def test_none_leaves_intensities(kind):
+    values = np.array([[[0, 3, 200]]]).astype(kind)
+    np.testing.assert_array_equal(scaled(values, "none"), values)
+
+
 def test_zscore_is_per_channel_over_the_whole_case():
     image = RNG.normal(1e6, 3e5, (3, 5, 6, 7)).astype(np.float32) * np.float32([1, 2, 3])[:, None, None, None]
     result = scaled(image, "zscore")
@@ -160,7 +166,7 @@ def test_linear_interpolates_between_pixel_centres():
     np.testing.assert_allclose(resize_image(ramp, (7, 23))[0], np.broadcast_to(expected, (7, 23)), atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["unit", "zscore", "percentile"])
+@pytest.mark.parametrize("how", ["unit", "zscore", "percentile", "none"])
 def test_normalising_does_not_change_the_case(how):
     image = RNG.normal(size=(2, 5, 7)).astype(np.float32)
     before = image.copy()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
-from rwkvseg.errors import DataError
+from rwkvseg.errors import DataError, UsageError
 
 NAMES = st.lists(st.text("abc019_", min_size=1, max_size=6), min_size=10, max_size=80, unique=True)
 
@@ -114,3 +114,38 @@ def test_bad_split_files(tmp_path, content, message):
 def test_a_missing_split_file(tmp_path):
     with pytest.raises(DataError, match=r"gone\.json does not exist"):
         read_split(tmp_path / "gone.json", files("abc"))
+
+
+FOLDS = (
+    '[{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a"]}, {"train": ["z"], "val": []}, 7]'
+)
+
+
+def test_a_fold_of_nnunet(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(FOLDS)
+    split = read_split(path, files("abcd"), fold=1)
+    assert (split.rule, split.train, split.val, split.test) == ("fold 1 of 4", ("c",), ("a",), ())
+    write_split(tmp_path / "kept.json", split)
+    assert read_split(tmp_path / "kept.json", files("abcd")) == split
+
+
+@pytest.mark.parametrize(
+    ("fold", "error", "message"),
+    [
+        (None, UsageError, r"holds 4 folds and none is chosen\. Choose 0 to 3: --fold 0"),
+        (4, UsageError, r"there is no fold 4\. Choose 0 to 3"),
+        (2, DataError, "names 1 cases that the data does not have: z"),
+        (3, DataError, r"fold 3 of .* is no object"),
+    ],
+)
+def test_bad_folds(tmp_path, fold, error, message):
+    (tmp_path / "s.json").write_text(FOLDS)
+    with pytest.raises(error, match=message):
+        read_split(tmp_path / "s.json", files("abc"), fold)
+
+
+def test_a_split_without_folds_has_no_fold(tmp_path):
+    (tmp_path / "s.json").write_text('{"train": ["a"], "val": [], "test": []}')
+    with pytest.raises(UsageError, match=r"without folds, and fold 0 is asked for\. Drop the fold"):
+        read_split(tmp_path / "s.json", files("abc"), 0)

@@ -245,7 +245,7 @@ def test_the_through_plane_axis(spacing, wanted, axis):
     assert through_plane_axis(spacing, wanted) == axis
 
 
-@pytest.mark.parametrize("how", ["unit", "zscore", "percentile"])
+@pytest.mark.parametrize("how", ["unit", "zscore", "percentile", "none"])
 def test_intensities_are_those_of_slices(how):
     """`normalise` is the definition; here it happens in place."""
     random = np.random.default_rng(6)
@@ -318,7 +318,7 @@ def test_grey_is_repeated_to_the_channels():
     np.testing.assert_array_equal(done.image[0], done.image[2])
 
 
-@pytest.mark.parametrize("how", ["unit", "zscore", "percentile"])
+@pytest.mark.parametrize("how", ["unit", "zscore", "percentile", "none"])
 def test_two_more_copies_of_an_image_at_most(how, monkeypatch):
     affine = np.diag([1.0, 1, 1, 1])
     image = np.random.default_rng(8).random((1, 80, 96, 64)).astype(np.float32)

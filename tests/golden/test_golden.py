@@ -105,7 +105,7 @@ def help_text(monkeypatch, capsys):
     "verb",
     [
         *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
-        *("compare", "figure", "figure erf", "data", "data verify", "data list", "data info"),
+        *("compare", "figure", "figure erf", "data", "data convert", "data verify", "data list", "data info"),
     ],
 )
 def test_help(verb, help_text, regenerate):

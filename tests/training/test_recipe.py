@@ -72,7 +72,7 @@ BAD = [
     ({"name": "a b"}, "name = 'a b'"),
     ({"name": "a/b"}, "name = 'a/b'"),
     ({}, "key 'name' is missing"),
-    ({"name": "x", "data": {"layout": "nnUNet"}}, "data.layout = 'nnUNet'.*'nnunet' or 'msd'"),
+    ({"name": "x", "data": {"layout": "nnUNet"}}, "data.layout = 'nnUNet'.*'nnunet', 'msd' or 'transunet'"),
     ({"name": "x", "data": {"labels": {"background": 0, "liver": 2}}}, "without gaps"),
     ({"name": "x", "data": {"labels": {"a": 0, "b": 1, "c": 1}}}, "without gaps"),
     ({"name": "x", "data": {"labels": {"background": 0}}}, "at least background and one structure"),

@@ -221,7 +221,7 @@ def test_control_c_says_how_to_go_on(rwkvseg, tmp_path, phantom, monkeypatch):
     monkeypatch.setattr(History, "on_train_epoch_start", press)
     code, _, error = rwkvseg("train", recipe, "-o", out, "--device", "cpu")
     assert code == 130
-    assert error == "error: stopped. A training goes on with the same command and --resume.\n"
+    assert error == "error: stopped. The same command goes on, a training with --resume.\n"
     assert (out / "checkpoints" / "last.ckpt").exists()
     assert not (out / "summary.json").exists()
 

@@ -14,7 +14,7 @@ from rwkvseg.data.duplicates import Trace, image_look, pixel_digest
 from rwkvseg.data.findings import Finding
 from rwkvseg.data.io import Affine, as_integers, read_stored_image, read_stored_label
 from rwkvseg.data.listing import FoundCase
-from rwkvseg.data.reading import AFFINE_TOLERANCE, label_values
+from rwkvseg.data.reading import AFFINE_TOLERANCE, is_binary, label_values
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
 TRUNCATED = re.compile(
@@ -62,7 +62,7 @@ def check_case(
     grid, digest, look, whole = None, b"", None, bool(found.images)
     for path in found.images:
         try:
-            image, _, affine = read_stored_image(path)
+            image, _, affine = read_stored_image(path, channels_last=found.channels_last)
         except DataError as error:
             _explain(checked, path, error)
             whole = False
@@ -95,7 +95,7 @@ def _check_labels(checked: CheckedCase, grid: _Grid | None) -> None:
     read, empty = False, True
     for path in checked.found.labels:
         try:
-            stored, affine = read_stored_label(path)
+            stored, affine = read_stored_label(path, two_labels=is_binary(checked.known))
             _compare(checked, grid, _Grid(path, stored.shape, affine))
             counts = _non_finite(stored)
             for kind, number in counts.items():
@@ -118,7 +118,7 @@ def _check_labels(checked: CheckedCase, grid: _Grid | None) -> None:
 
 def _check_values(checked: CheckedCase, path: Path, values: set[int]) -> None:
     checked.values |= values
-    if checked.known is None:
+    if checked.known is None or checked.found.instances:
         return
     known = set(checked.known.values())
     if known == {0, 1} and values <= {0, 255}:  # which the readers take as 0 and 1

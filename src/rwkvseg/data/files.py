@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.io import case_id, case_suffix
+from rwkvseg.data.io import case_id, case_suffix, holds_arrays
 from rwkvseg.errors import DataError
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's CASE_0000
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_gt")
+GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 GROUP_FILES = ("groups.csv", "sequences.csv")
+NO_IMAGE = "_superpixels"  # ISIC's, beside its images
 
 
 @dataclass(frozen=True)
@@ -26,27 +28,37 @@ class CaseFiles:
     label: Path | None = None
     part: str | None = None
     group: str | None = None
+    joined: tuple[Path, ...] = ()
+    """Further masks of the same image: label 1 is what any of them marks (BUSI)."""
+    instances: bool = False
+    """Whether the label map numbers its objects: all of them are label 1 (GlaS)."""
+    channels_last: bool = False
+    """Whether the image's fourth axis, if it has one, is that of its channels (MSD)."""
     series: str | None = None
     """SeriesInstanceUID, where the images are the files of one DICOM series and no channels."""
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, *, arrays: bool = False) -> list[Path]:
     """Images directly in `folder`, sorted; hidden files and unknown suffixes are passed over.
+
+    With `arrays`, files of arrays instead: other programs leave such files beside their label maps.
 
     Raises:
         DataError: two files that differ in their suffix only, since both would be the same case.
     """
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and case_suffix(path) and path.is_file()
-    )
+    paths = sorted(path for path in folder.iterdir() if is_image_name(path, arrays=arrays) and path.is_file())
     by_id: dict[str, Path] = {}
     for path in paths:
         other = by_id.setdefault(case_id(path), path)
         if other is not path:
             raise DataError(f"{other} and {path} have the same name. Remove or rename one of them.")
     return paths
+
+
+def is_image_name(path: Path, *, arrays: bool = False) -> bool:
+    """Whether the name is that of an image (of a file of arrays), and not hidden."""
+    known = case_suffix(path) is not None and holds_arrays(path) == arrays
+    return known and not path.name.startswith(".") and not case_id(path).endswith(NO_IMAGE)
 
 
 def pair(images: Path, masks: Path, *, part: str | None = None) -> list[CaseFiles]:
@@ -126,13 +138,27 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Mend it.") from error
+    content = _parse_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object. Write it as {{...}}.")
     return content
+
+
+def read_json_list(path: Path) -> list[Any] | None:
+    """Read a JSON list; None where the file holds something else.
+
+    Raises:
+        DataError: not JSON.
+    """
+    content = _parse_json(path)
+    return content if isinstance(content, list) else None
+
+
+def _parse_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Mend it.") from error
 
 
 def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
@@ -152,6 +178,16 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
             f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
+
+
+def group_in_id(name: str) -> str | None:
+    """Patient or video that an id names, if it does.
+
+    >>> group_in_id("patient007_frame01")
+    'patient007'
+    """
+    match = GROUP_IN_ID.match(name)
+    return match[1] if match else None
 
 
 def groups_file(root: Path) -> Path | None:

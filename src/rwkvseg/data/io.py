@@ -1,7 +1,7 @@
-"""Reading and writing single files: the one place that knows what Pillow and NiBabel return.
+"""Reading and writing single files: the one place that knows what Pillow, NiBabel and h5py return.
 
 Pictures come as (C, row, column), volumes as (C, i, j, k) in the order of the file; docs/reference/data.md
-lists formats.
+lists formats. A file of arrays (arrays.py) is image and label at once.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvseg.data.arrays import ARRAY_SUFFIXES, array_shape, read_array
 from rwkvseg.data.nifti import read_nifti, write_nifti
 from rwkvseg.data.pictures import read_picture, read_picture_label, write_picture
 from rwkvseg.errors import DataError, LabelError, OutputError
@@ -28,7 +29,13 @@ def case_suffix(path: Path) -> str | None:
     '.nii.gz'
     """
     name = path.name.lower()
-    return next((suffix for suffix in VOLUME_SUFFIXES + PICTURE_SUFFIXES if name.endswith(suffix)), None)
+    known = VOLUME_SUFFIXES + PICTURE_SUFFIXES + ARRAY_SUFFIXES
+    return next((suffix for suffix in known if name.endswith(suffix)), None)
+
+
+def holds_arrays(path: Path) -> bool:
+    """Whether the file is one of arrays, by its name."""
+    return case_suffix(path) in ARRAY_SUFFIXES
 
 
 def case_id(path: Path) -> str:
@@ -42,10 +49,11 @@ def case_id(path: Path) -> str:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the file is a volume by its name, else it is a picture.
+    """Whether the file is a volume: by its name, of arrays by their axes; else it is a picture.
 
     Raises:
         DataError: no such file, or of no known format.
+        UnreadableFileError: a damaged file of arrays.
     """
     suffix = case_suffix(path)
     if path.is_dir():
@@ -56,55 +64,76 @@ def is_volume(path: Path) -> bool:
         raise DataError(
             f"{path} is of no known format. Use one of {' '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)}."
         )
-    return suffix in VOLUME_SUFFIXES
+    return len(array_shape(path)) == 3 if suffix in ARRAY_SUFFIXES else suffix in VOLUME_SUFFIXES
 
 
-def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+def read_image(
+    path: Path, *, channels_last: bool = False
+) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     """Read image (C, *spatial), spacing in mm and affine.
 
     Pictures keep uint8 or uint16 (C = 1 or 3, alpha dropped, palettes become colours, EXIF orientation not
     applied as masks do not carry it) and have neither spacing nor affine. NIfTI volumes come as float32 with
-    C = 1.
+    C = 1 (or as many as a fourth axis has, if that is where channels are), and so do arrays, without spacing
+    and affine, except that they keep uint8 and uint16.
 
     Raises:
         DataError: no such file, not one picture or volume, or NaN among the voxels.
         UnreadableFileError: truncated, damaged or of another format.
     """
-    image, spacing, affine = read_stored_image(path)
+    image, spacing, affine = read_stored_image(path, channels_last=channels_last)
     _refuse_non_finite(image, path)
     return image, spacing, affine
 
 
-def read_stored_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+def read_stored_image(
+    path: Path, *, channels_last: bool = False
+) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
     """Read as `read_image`, NaN and infinity included."""
+    if _has_arrays(path):
+        return _image_array(path)[np.newaxis], None, None
     if is_volume(path):
-        values, affine, spacing = read_nifti(path, dtype=np.float32)
-        return values[np.newaxis], spacing, affine
+        values, affine, spacing = read_nifti(path, dtype=np.float32, channels_last=channels_last)
+        return values if channels_last else values[np.newaxis], spacing, affine
     return read_picture(path), None, None
 
 
-def read_label(path: Path) -> tuple[Label, Affine | None]:
+def read_label(path: Path, *, two_labels: bool = False) -> tuple[Label, Affine | None]:
     """Read the integers of a label map (*spatial) as they stand in the file, and its affine.
+
+    Where there are only `two_labels`, a lossy picture is taken as black and white.
 
     Raises:
         LabelError: NaN, fractions, colours, or a lossy picture that is not black and white.
         DataError, UnreadableFileError: as `read_image`.
     """
-    values, affine = read_stored_label(path)
+    values, affine = read_stored_label(path, two_labels=two_labels)
     return as_integers(values, path), affine
 
 
-def read_stored_label(path: Path) -> tuple[NDArray[Any], Affine | None]:
+def read_stored_label(path: Path, *, two_labels: bool = False) -> tuple[NDArray[Any], Affine | None]:
     """Read as `read_label`, numbers of a volume as they are: NaN and fractions included.
 
     Raises:
         LabelError: colours, or a lossy picture that is not black and white.
         DataError, UnreadableFileError: as `read_image`.
     """
+    if _has_arrays(path):
+        return read_array(path, "label"), None
     if is_volume(path):
         values, affine, _ = read_nifti(path)
         return values, affine
-    return read_picture_label(path), None
+    return read_picture_label(path, two_labels=two_labels), None
+
+
+def _has_arrays(path: Path) -> bool:
+    return holds_arrays(path) and path.is_file()
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what overflows becomes infinite, which `read_image` refuses
+def _image_array(path: Path) -> NDArray[Any]:
+    values = read_array(path, "image")
+    return values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32)
 
 
 def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:

@@ -1,25 +1,30 @@
-"""The files of a data folder as far as they are there: what `layouts.open_data` refuses becomes a finding.
+"""The files of a data folder as far as they are there: what `layouts.open_data` refuses becomes a finding."""
 
-Besides the layouts of layouts.py it knows pictures with their masks beside them (BUSI, ISIC).
-"""
-
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.files import CHANNEL, MASK_ENDINGS, groups_file, name_some, read_groups, read_json
+from rwkvseg.data.files import (
+    CHANNEL,
+    MASK_ENDINGS,
+    group_in_id,
+    groups_file,
+    is_image_name,
+    name_some,
+    read_groups,
+    read_json,
+)
 from rwkvseg.data.findings import Finding, from_error
-from rwkvseg.data.io import case_id, case_suffix
-from rwkvseg.data.layouts import KNOWN, PARTS, parse_labels
+from rwkvseg.data.io import PICTURE_SUFFIXES, case_id, case_suffix
+from rwkvseg.data.layouts import KNOWN, parse_labels
+from rwkvseg.data.published import contest_parts, is_beside, list_beside, numbers_objects, pair_folders
+from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet
 from rwkvseg.errors import DataError
 
 HELD_BACK = ("val", "test", "imagesTs")
 """Parts whose labels may be kept back."""
-MASK_BESIDE = re.compile(r"^(?P<case>.+)_(?:mask|segmentation|gt)(?:_\d+)?$", re.IGNORECASE)
-GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,10 @@ class FoundCase:
     part: str | None = None
     """Folder that holds it, where the layout has parts."""
     group: str | None = None
+    instances: bool = False
+    """Whether the label map numbers its objects, which are all label 1."""
+    channels_last: bool = False
+    """Whether the image's fourth axis, if it has one, is that of its channels."""
 
 
 @dataclass(slots=True)
@@ -86,12 +95,13 @@ def _settings(listing: Listing, path: Path) -> dict[str, Any]:
 def _detect(root: Path, settings: Mapping[str, Any]) -> tuple[str, Callable[[Listing, dict[str, Any]], None]]:
     if (root / "imagesTr").is_dir():
         return ("nnunet", _list_nnunet) if _has_channels(root, settings) else ("msd", _list_msd)
-    if (root / "images").is_dir() or any((root / part / "images").is_dir() for part in PARTS):
+    if pair_folders(root):
         return "images", _list_image_folders
-    folders = [root, *_subfolders(root)]
-    if any(MASK_BESIDE.match(case_id(path)) for folder in folders for path in _pictures(folder)):
+    if is_transunet(root):
+        return "transunet", _list_transunet
+    if is_beside(root):
         return "beside", _list_beside
-    raise DataError(f"{root} follows no known layout. Expected {KNOWN}; or masks x_mask.png beside x.png.")
+    raise DataError(f"{root} follows no known layout. Expected {KNOWN}.")
 
 
 def _has_channels(root: Path, settings: Mapping[str, Any]) -> bool:
@@ -105,13 +115,22 @@ def _has_channels(root: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def _list_image_folders(listing: Listing, _: dict[str, Any]) -> None:
-    if (listing.root / "images").is_dir():
-        _list_pairs(listing, listing.root / "images", listing.root / "masks")
+    for folders in pair_folders(listing.root):
+        _list_pairs(listing, folders.images, folders.masks, folders.part)
+
+
+def _list_transunet(listing: Listing, _: dict[str, Any]) -> None:
+    try:
+        found = list_transunet(listing.root)
+    except DataError as error:
+        listing.findings.append(from_error("layout", error, listing.root))
         return
-    for part in PARTS:
-        folder = listing.root / part
-        if (folder / "images").is_dir():
-            _list_pairs(listing, folder / "images", folder / "masks", part)
+    for case in found.cases:
+        listing.cases.append(FoundCase(case.id, case.images, case.images, case.part, case.group))
+    for path, names in found.missing.items():
+        what = f"lists {len(names)} cases that have no file: {name_some(names)}"
+        listing.find("missing_image", what, "Restore the files, or take them off the list", names, path)
+    listing.labels = known_labels(found.cases, listing.root)
 
 
 def _list_nnunet(listing: Listing, settings: dict[str, Any]) -> None:
@@ -119,7 +138,7 @@ def _list_nnunet(listing: Listing, settings: dict[str, Any]) -> None:
     labels = {case_id(path): path for path in _unique(listing, listing.root / "labelsTr")}
     number = len(settings.get("channel_names", ())) or max(map(len, training.values()), default=0)
     for case, found in (*training.items(), *test.items()):
-        if sorted(found) != list(range(number)):
+        if sorted(found) != list(range(number)) and not _is_picture(found):
             has = ", ".join(f"{channel:04d}" for channel in sorted(found))
             what = f"has the channels {has}, not 0000 to {number - 1:04d}"
             cure = "Add the files, or mend channel_names in dataset.json"
@@ -127,6 +146,11 @@ def _list_nnunet(listing: Listing, settings: dict[str, Any]) -> None:
     images = {case: tuple(path for _, path in sorted(found.items())) for case, found in training.items()}
     _join(listing, images, {case: (path,) for case, path in labels.items()})
     _add_test(listing, [tuple(path for _, path in sorted(found.items())) for found in test.values()])
+
+
+def _is_picture(channels: Mapping[int, Path]) -> bool:
+    """Whether it is one picture, whose file may hold three channels."""
+    return [*channels] == [0] and case_suffix(channels[0]) in PICTURE_SUFFIXES
 
 
 def _by_channel(listing: Listing, folder: Path) -> dict[str, dict[int, Path]]:
@@ -153,6 +177,9 @@ def _list_msd(listing: Listing, settings: dict[str, Any]) -> None:
                 continue
             _list_entry(listing, listing.root / str(entry["image"]), listing.root / str(entry["label"]))
     _add_test(listing, [(path,) for path in _unique(listing, listing.root / "imagesTs")])
+    modality = settings.get("modality")
+    if isinstance(modality, dict) and len(modality) > 1:
+        listing.cases = [replace(case, channels_last=True) for case in listing.cases]
 
 
 def _add_test(listing: Listing, images: Sequence[tuple[Path, ...]]) -> None:
@@ -174,18 +201,16 @@ def _list_entry(listing: Listing, image: Path, label: Path) -> None:
 
 
 def _list_beside(listing: Listing, _: dict[str, Any]) -> None:
-    images: dict[str, tuple[Path, ...]] = {}
-    labels: dict[str, tuple[Path, ...]] = defaultdict(tuple)
-    for folder in (listing.root, *_subfolders(listing.root)):
-        for path in _unique(listing, folder):
-            mask = MASK_BESIDE.match(case_id(path))
-            if mask:
-                labels[mask["case"]] += (path,)
-            elif case_id(path) in images:
-                _refuse_twin(listing, path, images[case_id(path)][0])
-            else:
-                images[case_id(path)] = (path,)
-    _join(listing, images, labels)
+    found = list_beside(listing.root)
+    for first, second in found.twins:
+        _refuse_twin(listing, second, first)
+    images = {case: (path,) for case, path in found.images.items()}
+    _join(listing, images, {case: tuple(paths) for case, paths in found.masks.items()})
+    parts = contest_parts(found.images)
+    listing.cases = [
+        replace(case, part=parts.get(case.id), instances=numbers_objects(case.labels))
+        for case in listing.cases
+    ]
 
 
 def _list_pairs(listing: Listing, images: Path, masks: Path, part: str | None = None) -> None:
@@ -256,8 +281,8 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
-        groups = {case: match[1] for case, match in matches.items() if match}
+        found = {case.id: group_in_id(case.id) for case in listing.cases}
+        groups = {case: group for case, group in found.items() if group}
     else:
         try:
             groups = read_groups(path)
@@ -268,7 +293,7 @@ def _name_groups(listing: Listing) -> None:
         if groups and missing:
             what = f"lists no group for {len(missing)} cases: {name_some(missing)}"
             listing.find("layout", what, "Add their rows", missing, path)
-    listing.cases = [replace(case, group=groups.get(case.id)) for case in listing.cases]
+    listing.cases = [replace(case, group=groups.get(case.id, case.group)) for case in listing.cases]
 
 
 def _unique(listing: Listing, folder: Path) -> list[Path]:
@@ -291,9 +316,4 @@ def _refuse_twin(listing: Listing, path: Path, other: Path) -> None:
 def _pictures(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         return ()
-    paths = (path for path in folder.iterdir() if not path.name.startswith(".") and case_suffix(path))
-    return sorted(path for path in paths if path.is_file())
-
-
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if is_image_name(path) and path.is_file())

@@ -44,50 +44,55 @@ class NiftiHeader:
     """To RAS+ mm."""
     spacing: tuple[float, ...]
     """Length in mm of the affine's columns, so that both always tell the same story."""
+    channels: int = 1
+    """Length of a fourth axis."""
 
 
 def read_nifti(
-    path: Path, dtype: type[np.float32] | None = None
+    path: Path, dtype: type[np.float32] | None = None, *, channels_last: bool = False
 ) -> tuple[NDArray[Any], NDArray[np.float64], tuple[float, ...]]:
     """Read values (i, j, k) with the file's scaling applied, affine to RAS+ mm, and spacing in mm.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
         dtype: what to convert to; None keeps integers that carry no scaling.
+        channels_last: whether a fourth axis is allowed, as of channels; the values are then (C, i, j, k),
+            also where there is none.
 
     Raises:
         UnreadableFileError: truncated (the checksum of a gzip file is verified), damaged or not NIfTI.
         DataError: more than one volume, colours, complex numbers, lengths not in mm, more than memory.
         GeometryError: an affine that maps no volume, or spacings of 0 mm.
     """
-    with _opened(path) as (stream, nifti, header):
+    with _opened(path, channels_last=channels_last) as (stream, nifti, header):
         # what overflows in float32 becomes infinite, which `read_image` refuses
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.asanyarray(nifti.dataobj, dtype=dtype)
         while stream.read(1 << 20):  # only at its end does gzip compare the checksum
             pass
-    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(header.shape, order="A")
-    return values, header.affine, header.spacing
+    shape = (*header.shape, header.channels) if channels_last else header.shape
+    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(shape, order="A")
+    return np.moveaxis(values, -1, 0) if channels_last else values, header.affine, header.spacing
 
 
-def read_nifti_header(path: Path) -> NiftiHeader:
+def read_nifti_header(path: Path, *, channels_last: bool = False) -> NiftiHeader:
     """Read all but the voxels.
 
     Raises:
         DataError: as `read_nifti`, as far as the header tells.
     """
-    with _opened(path) as (_, _, header):
+    with _opened(path, channels_last=channels_last) as (_, _, header):
         return header
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any, NiftiHeader]]:
+def _opened(path: Path, *, channels_last: bool) -> Iterator[tuple[Any, Any, NiftiHeader]]:
     """Stream, image whose voxels are not read, and its checked header; damage becomes UnreadableFileError."""
     open_stream: Any = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with open_stream(path, "rb") as stream:
             nifti = _image(stream, path)
-            yield stream, nifti, _header(nifti, path)
+            yield stream, nifti, _header(nifti, path, channels_last=channels_last)
     except DAMAGE as error:
         raise UnreadableFileError(
             f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
@@ -108,15 +113,16 @@ def _image(stream: Any, path: Path) -> Any:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows in a damaged header becomes infinite
-def _header(nifti: Any, path: Path) -> NiftiHeader:
-    _check_kind(nifti, path)
+def _header(nifti: Any, path: Path, *, channels_last: bool) -> NiftiHeader:
+    _check_kind(nifti, path, axes=4 if channels_last else 3)
     _check_size(nifti, path)
     affine = np.asarray(nifti.affine, dtype=np.float64)
     spacing = voxel_sizes(affine)
     if not (np.isfinite(affine).all() and np.isfinite(spacing).all()) or _is_flat(affine):
         raise GeometryError(f"{path} has an affine that maps no volume. Mend its sform or qform.")
     shape = (*nifti.shape[:3], 1, 1)[:3]
-    return NiftiHeader(shape, nifti.get_data_dtype(), affine, tuple(float(mm) for mm in spacing))
+    channels = (*nifti.shape[3:4], 1)[0]
+    return NiftiHeader(shape, nifti.get_data_dtype(), affine, tuple(float(mm) for mm in spacing), channels)
 
 
 def _check_spacing(header: Any, path: Path) -> None:
@@ -133,9 +139,9 @@ def _is_flat(affine: NDArray[np.float64]) -> bool:
     return bool(abs(np.linalg.det(affine[:3, :3])) < 1e-12)
 
 
-def _check_kind(nifti: Any, path: Path) -> None:
+def _check_kind(nifti: Any, path: Path, *, axes: int) -> None:
     shape, kind = nifti.shape, nifti.get_data_dtype()
-    if len(shape) > 3 and any(length != 1 for length in shape[3:]):
+    if any(length != 1 for length in shape[axes:]):
         raise DataError(
             f"{path} has {len(shape)} axes {shape}, more than one volume. Save one file per channel in the "
             "nnU-Net layout (CASE_0000.nii.gz, CASE_0001.nii.gz), or one per time point."
@@ -164,7 +170,7 @@ def _check_size(nifti: Any, path: Path) -> None:
 
 
 def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write (i, j, k) with `affine` as sform and qform, whole or not at all.
+    """Write (i, j, k) or (i, j, k, C) with `affine` as sform and qform, whole or not at all.
 
     A qform holds no shear. Where the nearest without would put a voxel more than half a voxel off, its code
     is 0: ITK, which wants right angles, then refuses the file, and would misplace it otherwise.

@@ -40,27 +40,31 @@ def read_picture(path: Path) -> NDArray[Any]:
     return np.ascontiguousarray(values[np.newaxis] if values.ndim == 2 else np.moveaxis(values, -1, 0))
 
 
-def read_picture_label(path: Path) -> NDArray[Any]:
+def read_picture_label(path: Path, *, two_labels: bool = False) -> NDArray[Any]:
     """Read the numbers stored in a mask (row, column): palette indices, not colours; bits as 0 and 1.
 
+    Where there are only two labels, a JPEG is taken as 255 above 127 and as 0 below (Kvasir-SEG's masks).
+
     Raises:
-        LabelError: channels that differ, or a JPEG that is not black and white.
+        LabelError: channels that differ, or a JPEG that is not black and white under more labels.
     """
     picture = _decode(path)
     values = _integers(picture)
     if values.ndim == 3:
         values = _common_channel(values, picture.mode, path)
     if picture.format in ("JPEG", "MPO") and not ((values == 0) | (values == 255)).all():
+        if two_labels:
+            return np.where(values > 127, 255, 0).astype(np.uint8)
         some = ", ".join(str(value) for value in np.unique(values)[:6])
         raise LabelError(
             f"mask {path} is a JPEG, whose compression changed its values ({some}, ...). "
-            "Threshold it at 127 and save it as PNG."
+            "Threshold it at 127 and save it as PNG, or name two labels, 0 and 1: then that is done for you."
         )
     return values
 
 
 def write_picture(path: Path, values: NDArray[Any]) -> None:
-    """Write (row, column) uint8 or uint16 as grey PNG, whole or not at all."""
+    """Write PNG, whole or not at all: (row, column) uint8 or uint16, or colours (row, column, 3) uint8."""
     with write_atomically(path) as temporary:
         Image.fromarray(values).save(temporary, format="PNG")
 

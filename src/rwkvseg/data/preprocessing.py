@@ -54,7 +54,7 @@ class Preprocessing(BaseModel):
     """Of volumes: "RAS" turns the axes to the closest canonical ones; the prediction is turned back."""
     crop: Literal["none", "nonzero"] = "none"
     """Of volumes: "nonzero" cuts away what is exactly 0 all around; nothing is predicted there."""
-    normalisation: Literal["unit", "zscore", "percentile", "ct"] = "unit"
+    normalisation: Literal["unit", "zscore", "percentile", "none", "ct"] = "unit"
     """See `normalise`; "ct", of volumes, see `Intensity`."""
     intensity: Intensity | None = None
     """Of "ct"; None lets training take it from the foreground of its cases."""
@@ -112,7 +112,8 @@ def normalise(case: Case, preprocessing: Preprocessing) -> Case:
 
     "unit": uint8 / 255, uint16 / 65535, all else from its minimum and maximum to 0..1. "zscore": every
     channel to mean 0 and standard deviation 1. "percentile": every channel clipped to its 0.5 and 99.5
-    percentiles, then to 0..1. A constant image becomes zeros, except by "unit" of uint8 and uint16.
+    percentiles, then to 0..1. "none": as in the file (TransUNet's hold 0..1 of the whole scan). A constant
+    image becomes zeros, except by "none" and by "unit" of uint8 and uint16.
 
     Returns:
         The case with a float32 image of `preprocessing.channels` channels.
@@ -278,6 +279,10 @@ def _zscore(image: NDArray[Any]) -> FloatImage:
     return standard
 
 
+def _as_stored(image: NDArray[Any]) -> FloatImage:
+    return image.astype(np.float32)
+
+
 def _plain(values: Any) -> FloatImage:
     """MONAI's MetaTensor as an array."""
     from monai.utils import convert_to_numpy
@@ -286,4 +291,4 @@ def _plain(values: Any) -> FloatImage:
     return array
 
 
-SCALINGS = {"unit": _unit, "zscore": _zscore, "percentile": _percentile}
+SCALINGS = {"unit": _unit, "zscore": _zscore, "percentile": _percentile, "none": _as_stored}

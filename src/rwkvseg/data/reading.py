@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvseg.data.arrays import array_header
 from rwkvseg.data.case import Case
 from rwkvseg.data.dicom import Series
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import Affine, Label, is_volume, read_image, read_label
+from rwkvseg.data.io import Affine, Label, holds_arrays, is_volume, read_image, read_label
 from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import GeometryError, LabelError
@@ -51,9 +52,40 @@ def read_geometry(files: CaseFiles) -> Case | None:
         return _series_geometry(files)
     if not is_volume(files.images[0]):
         return None
-    header = read_nifti_header(files.images[0])
-    image = np.broadcast_to(np.zeros((), header.dtype), (len(files.images), *header.shape))
+    if holds_arrays(files.images[0]):
+        shape, dtype = array_header(files.images[0])
+        return Case(id=files.id, image=np.broadcast_to(np.zeros((), dtype), (1, *shape)))
+    header = read_nifti_header(files.images[0], channels_last=files.channels_last)
+    channels = max(header.channels, len(files.images))
+    image = np.broadcast_to(np.zeros((), header.dtype), (channels, *header.shape))
     return Case(id=files.id, image=image, spacing=header.spacing, affine=header.affine)
+
+
+def read_case_label(files: CaseFiles, labels: Mapping[str, int] | None = None) -> tuple[Label, Affine | None]:
+    """Read the label map of a case and its affine: as in its file; of joined or numbered masks, 1 is marked.
+
+    With two `labels` lossy masks are taken as black and white; values are not checked.
+
+    Raises:
+        GeometryError: masks of one image that differ in size.
+        LabelError, DataError: as `rwkvseg.data.io.read_label`.
+    """
+    assert files.label is not None
+    two_labels = is_binary(labels)
+    label, affine = read_label(files.label, two_labels=two_labels)
+    if not files.joined and not files.instances:
+        return label, affine
+    marked = label != 0
+    for path in files.joined:
+        other, _ = read_label(path, two_labels=two_labels)
+        _require_same_grid(path, other.shape, None, files.label, (label.shape, None))
+        marked |= other != 0
+    return marked.astype(np.uint8), affine
+
+
+def is_binary(labels: Mapping[str, int] | None) -> bool:
+    """Whether there are two labels, 0 and 1."""
+    return labels is not None and set(labels.values()) == {0, 1}
 
 
 def label_values(label: Label) -> tuple[int, ...]:
@@ -64,7 +96,7 @@ def label_values(label: Label) -> tuple[int, ...]:
 
 
 def _read_channels(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
-    image, spacing, affine = read_image(files.images[0])
+    image, spacing, affine = read_image(files.images[0], channels_last=files.channels_last)
     channels = [image]
     for path in files.images[1:]:
         other, _, other_affine = read_image(path)
@@ -91,7 +123,7 @@ def _read_label(
     files: CaseFiles, shape: tuple[int, ...], affine: Affine | None, labels: Mapping[str, int] | None
 ) -> Label:
     assert files.label is not None
-    label, label_affine = read_label(files.label)
+    label, label_affine = read_case_label(files, labels)
     _require_same_grid(files.label, label.shape, label_affine, files.images[0], (shape, affine))
     return label if labels is None else check_label_values(label, labels, files.label)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rwkvseg.data.files import CaseFiles, name_some, read_json
-from rwkvseg.errors import DataError
+from rwkvseg.data.files import CaseFiles, name_some, read_json, read_json_list
+from rwkvseg.data.transunet import volume_name
+from rwkvseg.errors import DataError, UsageError
 from rwkvseg.output import write_text
 
 PARTS = ("train", "val", "test")
@@ -38,7 +39,7 @@ def make_split(cases: Sequence[CaseFiles], rule: str, seed: int = 0) -> Split:
             may cross parts. "grouped": the same permutation over the sorted groups; whole groups fill test,
             then val, until each holds at least floor(n / 10) cases. "official": the parts of the data folder;
             where it has no val part, floor(n / 10) of its n train cases become val, the first in the
-            permutation.
+            permutation (whole groups, at least so many cases, where every train case has a group).
         seed: of the permutation.
 
     Returns:
@@ -64,15 +65,18 @@ def write_split(path: Path, split: Split) -> None:
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_split(path: Path, cases: Sequence[CaseFiles]) -> Split:
+def read_split(path: Path, cases: Sequence[CaseFiles], fold: int | None = None) -> Split:
     """Read a split and check it against the data; cases that it does not name are left out.
 
-    `{"train": [...], "val": [...], "test": [...]}` is enough; `rule` and `seed` are then "file" and 0.
+    `{"train": [...], "val": [...], "test": [...]}` is enough; `rule` and `seed` are then "file" and 0. So is
+    nnU-Net's splits_final.json, a list of {"train": [...], "val": [...]}, of which `fold` is taken. The name
+    of a volume stands for its slices where the data holds these.
 
     Raises:
         DataError: no such file, not that JSON, unknown ids, or an id named twice.
+        UsageError: a list of folds without `fold`, or the other way round, or no such fold.
     """
-    split = parse_split(path)
+    split = with_slices(parse_split(path, fold), [case.id for case in cases])
     named = Counter(split.train + split.val + split.test)
     repeated = [case for case, times in named.items() if times > 1]
     if repeated:
@@ -89,18 +93,55 @@ def read_split(path: Path, cases: Sequence[CaseFiles]) -> Split:
     return split
 
 
-def parse_split(path: Path) -> Split:
+def with_slices(split: Split, known: Sequence[str]) -> Split:
+    """The split with volumes that are not `known`, but whose slices are, replaced by their slices."""
+    slices: dict[str, list[str]] = defaultdict(list)
+    for case in known:
+        slices[volume_name(case)].append(case)
+    there = set(known)
+    parts = {
+        part: tuple(
+            case
+            for named in getattr(split, part)
+            for case in ((named,) if named in there else slices.get(named, (named,)))
+        )
+        for part in PARTS
+    }
+    return Split(split.rule, split.seed, **parts)
+
+
+def parse_split(path: Path, fold: int | None = None) -> Split:
     """Read a split as it stands, without a look at the data.
 
     Raises:
-        DataError: no such file, or not that JSON.
+        DataError, UsageError: as `read_split`, but for what the data holds.
     """
     if not path.is_file():
         raise DataError(f"split file {path} does not exist. Check the path, or choose a rule instead.")
+    folds = read_json_list(path)
+    if folds:
+        return _parse_fold(path, folds, fold)
+    if fold is not None:
+        raise UsageError(f"{path} is one split, without folds, and fold {fold} is asked for. Drop the fold.")
     content = read_json(path)
     return Split(
         str(content.get("rule", "file")), _seed(content, path), *(_ids(content, part, path) for part in PARTS)
     )
+
+
+def _parse_fold(path: Path, folds: list[Any], fold: int | None) -> Split:
+    """One of nnU-Net's folds, which have no test part."""
+    if fold is None or not 0 <= fold < len(folds):
+        asked = "none is chosen" if fold is None else f"there is no fold {fold}"
+        raise UsageError(
+            f"{path} holds {len(folds)} folds and {asked}. "
+            f"Choose 0 to {len(folds) - 1}: --fold 0 on the command line, split.fold: 0 in a recipe."
+        )
+    content = folds[fold]
+    if not isinstance(content, dict):
+        raise DataError(f"fold {fold} of {path} is no object. Write it as {{train: [...], val: [...]}}.")
+    parts = (_ids({"test": []} | content, part, path) for part in PARTS)
+    return Split(f"fold {fold} of {len(folds)}", 0, *parts)
 
 
 def _deal(names: Sequence[str], seed: int) -> dict[str, list[str]]:
@@ -139,11 +180,30 @@ def _take_parts(cases: Sequence[CaseFiles], seed: int) -> dict[str, list[str]]:
             )
         parts[case.part].append(case.id)
     if not parts["val"]:
-        names = sorted(parts["train"])
-        _require_ten(len(names))
-        dealt = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-        parts["val"], parts["train"] = dealt[: len(names) // 10], dealt[len(names) // 10 :]
+        _require_ten(len(parts["train"]))
+        parts["val"], parts["train"] = _set_tenth_aside(parts["train"], cases, seed)
     return parts
+
+
+def _set_tenth_aside(
+    train: Sequence[str], cases: Sequence[CaseFiles], seed: int
+) -> tuple[list[str], list[str]]:
+    """At least floor(n / 10) of the cases, and the rest; whole groups where all cases have one."""
+    groups = {case.id: case.group for case in cases}
+    grouped = all(groups[case] is not None for case in train)
+    members: dict[str, list[str]] = defaultdict(list)
+    for case in sorted(train):
+        members[str(groups[case]) if grouped else case].append(case)
+    names, aside, rest = sorted(members), list[str](), list[str]()
+    for index in np.random.default_rng(seed).permutation(len(names)):
+        chosen = aside if len(aside) < len(train) // 10 else rest
+        chosen += members[names[index]]
+    if not rest:
+        raise DataError(
+            f"{len(names)} group of {len(train)} training cases is too few to set some aside. "
+            "Name the parts in a split file instead."
+        )
+    return aside, rest
 
 
 def _require_ten(number: int) -> None:

@@ -14,7 +14,7 @@ from rwkvseg.data.duplicates import LOOK_BITS, NEAR_BITS, Trace, equal_images, n
 from rwkvseg.data.files import name_some
 from rwkvseg.data.findings import SEVERITIES, Finding, sort_findings
 from rwkvseg.data.listing import HELD_BACK, Listing, list_folder
-from rwkvseg.data.splits import PARTS, parse_split
+from rwkvseg.data.splits import PARTS, parse_split, with_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,11 @@ class Verification:
 
 
 def verify_data(
-    root: Path, split: Path | None = None, on_case: Callable[[int, int], object] | None = None
+    root: Path,
+    split: Path | None = None,
+    on_case: Callable[[int, int], object] | None = None,
+    *,
+    fold: int | None = None,
 ) -> Verification:
     """Look through a data folder and go on after each fault.
 
@@ -49,15 +53,17 @@ def verify_data(
         root: the data folder.
         split: a split file, against which leaks are looked for; without one, the folder's own parts count.
         on_case: called with the number of cases done and in all.
+        fold: which of nnU-Net's folds, where `split` holds a list of them.
 
     Raises:
         DataError: no such folder, of no known layout, or a split file that cannot be read.
+        UsageError: a fold that the split file does not have, or none of those that it has.
     """
     listing = list_folder(Path(root))
     findings = listing.findings
     parts = {case.id: case.part for case in listing.cases}
     if split is not None:
-        parts, found = _parts_of_split(listing, split)
+        parts, found = _parts_of_split(listing, split, fold)
         findings += found
     values: set[int] = set()
     traces: list[Trace] = []
@@ -82,9 +88,11 @@ def verify_data(
     )
 
 
-def _parts_of_split(listing: Listing, path: Path) -> tuple[dict[str, str | None], list[Finding]]:
+def _parts_of_split(
+    listing: Listing, path: Path, fold: int | None
+) -> tuple[dict[str, str | None], list[Finding]]:
     """Part of each case, and what does not fit; unlabelled parts of the folder stay parts of their own."""
-    split = parse_split(path)
+    split = with_slices(parse_split(path, fold), [case.id for case in listing.cases])
     named: dict[str, list[str]] = defaultdict(list)
     for part in PARTS:
         for case in getattr(split, part):

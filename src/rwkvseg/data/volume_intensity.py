@@ -53,6 +53,8 @@ def measure_scalings(image: NDArray[Any], preprocessing: Preprocessing, case_id:
                 "Training fills it in; give low, high, mean and std where there is none."
             )
         return [Scaling(intensity.low, intensity.high, intensity.mean, intensity.std)] * len(image)
+    if kind == "none":
+        return [Scaling(-np.inf, np.inf, 0.0, 1.0)] * len(image)
     if kind == "zscore":
         return [_standard(channel) for channel in image]
     if kind == "percentile":

@@ -7,13 +7,16 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvseg.data.io import read_image, read_label
+from rwkvseg.data.io import read_image
 from rwkvseg.data.layouts import find_inputs
-from rwkvseg.data.reading import check_label_values, label_values
+from rwkvseg.data.published import mask_files
+from rwkvseg.data.reading import check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.evaluation.evaluations import CaseResult, Evaluated
 from rwkvseg.evaluation.pictures import Picture, make_picture, most_wrong_slice
 from rwkvseg.inference.predictor import LabelMap
+
+BINARY = {"background": 0, "structure": 1}
 
 
 def read_compared(
@@ -73,9 +76,9 @@ def _existing(paths: Sequence[Path], what: str, case: str) -> Path:
 
 
 def _read_map(path: Path) -> tuple[LabelMap, NDArray[np.float64] | None]:
-    label, affine = read_label(path)
+    label, affine = read_case_label(mask_files(path), BINARY)
     if set(label_values(label)) <= {0, 255}:
-        label = check_label_values(label, {"background": 0, "structure": 1}, path)
+        label = check_label_values(label, BINARY, path)
     return label, affine
 
 
@@ -85,7 +88,7 @@ def _read_image(
     known = [images.get(name), *(result.image for result in results)]
     path = next((path for path in known if path is not None and path.is_file()), None)
     if path is not None:
-        image, _, affine = read_image(path)
+        image, _, affine = read_image(path, channels_last=True)
         if image.shape[1:] == shape:
             return image, affine
     return np.full((1, *shape), 128, np.uint8), None

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from rwkvseg import __version__
 from rwkvseg.data.files import MASK_ENDINGS, list_images
 from rwkvseg.data.io import case_id, read_image, read_label
-from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
-from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values
+from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_data
+from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
@@ -42,6 +42,8 @@ class Pair:
     case: str
     prediction: Path
     truth: Path
+    files: CaseFiles
+    """Of the truth."""
     image: tuple[Path, ...] = ()
     group: str | None = None
 
@@ -180,17 +182,19 @@ def pair_files(
     for case, path in sorted(predicted.items()):
         files = known[case]
         assert files.label is not None
-        pairs.append(Pair(case, path, files.label, files.images or pictured.get(case, ()), files.group))
+        pairs.append(
+            Pair(case, path, files.label, files, files.images or pictured.get(case, ()), files.group)
+        )
     return pairs, sorted(set(known) - set(predicted)), labels
 
 
 def _find_truths(
     truth: Path, predicted: Collection[str], layout: str
 ) -> tuple[dict[str, CaseFiles], dict[str, int] | None]:
-    if any((truth / name).is_dir() for name in ("images", "imagesTr", "train", "val", "test")):
+    if detect_layout(truth) is not None:
         folder = open_data(truth, layout)
         return {case.id: case for case in folder.cases}, folder.labels
-    paths = list_images(truth)
+    paths = list_images(truth) or list_images(truth, arrays=True)
     if not paths:
         raise DataError(f"{truth} holds no label maps. Give the folder of the truths or the data folder.")
     found: dict[str, CaseFiles] = {}
@@ -226,8 +230,8 @@ def _recorded_images(record: Mapping[str, Any]) -> tuple[CaseFiles, ...]:
 def _labels_in_files(pairs: Sequence[Pair]) -> dict[str, int]:
     values = {0}
     for pair in pairs:
-        for path in (pair.prediction, pair.truth):
-            values |= set(label_values(read_label(path)[0]))
+        for label, _ in (read_label(pair.prediction), read_case_label(pair.files)):
+            values |= set(label_values(label))
     if values == {0, 255} or values == {0, 1, 255}:
         values = {0, 1}
     return {"background" if value == 0 else f"label {value}": value for value in sorted(values)}
@@ -235,7 +239,7 @@ def _labels_in_files(pairs: Sequence[Pair]) -> dict[str, int]:
 
 def _read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[LabelMap, LabelMap, Spacing]:
     prediction, affine = read_label(pair.prediction)
-    reference, truth_affine = read_label(pair.truth)
+    reference, truth_affine = read_case_label(pair.files, labels)
     if prediction.shape != reference.shape:
         raise GeometryError(
             f"{pair.prediction} has size {prediction.shape}, its truth {pair.truth} has {reference.shape}. "
@@ -305,7 +309,7 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
     prediction, reference, spacing = _read_pair(pair, labels)
     image, affine = np.full((1, *reference.shape), 128, np.uint8), None
     if pair.image:
-        read, _, found_affine = read_image(pair.image[0])
+        read, _, found_affine = read_image(pair.image[0], channels_last=True)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
     return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)

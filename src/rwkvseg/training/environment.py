@@ -58,7 +58,7 @@ def list_cases(files: Sequence[CaseFiles], split: Split, root: Path) -> list[dic
     for part in ("train", "val", "test"):
         for case_id in getattr(split, part):
             case = by_id[case_id]
-            paths = [*case.images, *([case.label] if case.label else [])]
+            paths = [*case.images, *([case.label] if case.label else []), *case.joined]
             digests = {_below(path, root): _sha256(path) for path in paths}
             entries.append({"id": case_id, "part": part, "sha256": digests})
     return entries

@@ -20,7 +20,7 @@ class DataSettings(Settings):
     """Which data the run uses; `path` may be left to `--data`."""
 
     path: Path | None = None
-    layout: Literal["auto", "images", "nnunet", "msd"] = "auto"
+    layout: Literal["auto", "images", "beside", "nnunet", "msd", "transunet"] = "auto"
     labels: dict[str, int] | None = None  # name -> value; None: as the data folder says
     scored: tuple[str, ...] | None = None  # names of the structures that the evaluation counts; None: all
     licence: str = "not stated"
@@ -52,6 +52,13 @@ class SplitSettings(Settings):
     rule: Literal["paper", "grouped", "official"] = "paper"
     seed: int = Field(0, ge=0)
     file: Path | None = None  # relative to the recipe
+    fold: int | None = Field(None, ge=0)  # of nnU-Net's splits_final.json
+
+    @model_validator(mode="after")
+    def _fold_is_of_a_file(self) -> Self:
+        if self.fold is not None and self.file is None:
+            raise ValueError("fold is of nnU-Net's splits_final.json: set file to it, or drop fold")
+        return self
 
 
 class ModelSettings(Settings):

@@ -54,7 +54,7 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
         )
     settings = recipe.split
     if settings.file is not None:
-        split = read_split(settings.file, folder.cases)
+        split = read_split(settings.file, folder.cases, settings.fold)
     else:
         split = make_split(folder.cases, settings.rule, settings.seed)
     if len(split.train) < 2 or not split.val:

@@ -14,7 +14,8 @@ DATASET = DataSet(
         "ACDC_training_volumes/patient100_frame01.h5"
     ),
     prepare=(
-        "as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout); "
+        "as published by SSL4MIS (slices train, volumes validate and test; spacing is not in these files), "
+        "or as volumes: imagesTr/ and labelsTr/ under equal names, patient001_frame01.nii.gz (MSD layout); "
         "2D networks take their slices"
     ),
     split=(

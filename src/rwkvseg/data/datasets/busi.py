@@ -13,10 +13,7 @@ DATASET = DataSet(
         "benign/benign (1).png + benign (1)_mask.png; several masks of one image are joined; normals "
         "have empty masks"
     ),
-    prepare=(
-        "images/ and masks/ under equal names, several masks of one image joined; `data verify` also "
-        "reads the published layout"
-    ),
+    prepare="as published",
     split=(
         "random 8:1:1 with three seeds: the rule `paper`, seeds 0, 1, 2; all three classes of images are used"
     ),

@@ -9,9 +9,9 @@ DATASET = DataSet(
     dimensions=2,
     cases="612 frames of 29 sequences from 25 videos",
     labels={"background": 0, "polyp": 1},
-    layout=None,
+    layout="Original/1.tif + Ground Truth/1.tif",
     prepare=(
-        "images/x.jpg and masks/x.png (x, x_mask, x_segmentation or x_gt); sequences.csv "
+        "as published, or images/x.jpg and masks/x.png (x, x_mask, x_segmentation or x_gt); sequences.csv "
         "(frame,sequence) for groups"
     ),
     split=(

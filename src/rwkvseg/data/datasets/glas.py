@@ -9,10 +9,10 @@ DATASET = DataSet(
     dimensions=2,
     cases="165 images: 85 train, 80 test (60 test A, 20 test B)",
     labels={"background": 0, "gland": 1},
-    layout=None,
+    layout="train_1.bmp + train_1_anno.bmp (numbered glands), testA_1.bmp, testB_1.bmp",
     prepare=(
-        "train/ and test/ with images/ and masks/ each; the rule `official` sets a tenth of train aside "
-        "for validation"
+        "as published, or train/ and test/ with images/ and masks/ each; the rule `official` sets a tenth of "
+        "train aside for validation"
     ),
     split="official: 85 train, of which a tenth validates (three seeds), 80 test",
     parts=(77, 8, 80),

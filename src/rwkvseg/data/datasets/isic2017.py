@@ -10,7 +10,10 @@ DATASET = DataSet(
     cases="2750 images",
     labels={"background": 0, "lesion": 1},
     layout="ISIC_0000000.jpg + ISIC_0000000_segmentation.png",
-    prepare="train/, val/, test/ with images/ and masks/ each",
+    prepare=(
+        "the challenge's archives unpacked in one folder (ISIC-2017_Training_Data, "
+        "ISIC-2017_Training_Part1_GroundTruth, ...); or train/, val/, test/ with images/ and masks/ each"
+    ),
     split="official: 2000 / 150 / 600. The split file is of a copy without the test masks",
     parts=(2000, 150, 600),
     split_files=("isic2017_official.json",),

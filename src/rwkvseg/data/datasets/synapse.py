@@ -24,8 +24,9 @@ DATASET = DataSet(
         "test_vol.txt; image (HU clipped to -125..275, scaled to 0..1) and label"
     ),
     prepare=(
-        "as volumes: imagesTr/ and labelsTr/ under equal names (MSD layout), img0001 for the 3D recipe, "
-        "case0001 for the 2D split"
+        "as published by TransUNet (the split file then names volumes for their slices; normalisation "
+        "`none`), or as volumes: imagesTr/ and labelsTr/ under equal names (MSD layout), img0001 for the 3D "
+        "recipe, case0001 for the 2D split"
     ),
     split=(
         "the TransUNet lists: 18 train, 12 test; no validation set, the paper reports the last epoch. "
