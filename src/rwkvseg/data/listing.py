@@ -8,8 +8,8 @@ from typing import Any
 
 from rwkvseg.data.files import (
     CHANNEL,
+    GROUP_IN_ID,
     MASK_ENDINGS,
-    group_in_id,
     groups_file,
     is_image_name,
     name_some,
@@ -69,7 +69,7 @@ def list_folder(root: Path) -> Listing:
     """List every case of a data folder; nothing is decoded.
 
     Raises:
-        DataError: no such folder, or one that follows no known layout.
+        DataError: no such folder, one that follows no known layout, or lists that contradict each other.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Give the folder that holds the data.")
@@ -120,11 +120,7 @@ def _list_image_folders(listing: Listing, _: dict[str, Any]) -> None:
 
 
 def _list_transunet(listing: Listing, _: dict[str, Any]) -> None:
-    try:
-        found = list_transunet(listing.root)
-    except DataError as error:
-        listing.findings.append(from_error("layout", error, listing.root))
-        return
+    found = list_transunet(listing.root)
     for case in found.cases:
         listing.cases.append(FoundCase(case.id, case.images, case.images, case.part, case.group))
     for path, names in found.missing.items():
@@ -281,8 +277,8 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        found = {case.id: group_in_id(case.id) for case in listing.cases}
-        groups = {case: group for case, group in found.items() if group}
+        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
+        groups = {case: match[1] for case, match in matches.items() if match}
     else:
         try:
             groups = read_groups(path)
