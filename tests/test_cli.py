@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from rwkvseg import __version__
-from rwkvseg.data import reading
+from rwkvseg.data import notices
 from rwkvseg.inference.predictor import Predictor
 from small import files_below, small_recipe
 
@@ -273,7 +273,7 @@ class TestTrain:
         content["data"]["path"] = None
         recipe = tmp_path / "binary.yaml"
         recipe.write_text(yaml.safe_dump(content))
-        reading._say_once.cache_clear()
+        notices.say_once.cache_clear()
         odd = Path(shutil.move(data, tmp_path / "my: data #1"))  # YAML would read something else
         code, out, err = rwkvseg("train", recipe, "--data", odd, "-o", tmp_path / "run", "--device", "cpu")
         assert (code, err) == (0, "")

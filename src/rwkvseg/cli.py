@@ -25,17 +25,20 @@ from rwkvseg.cli_options import (
     DataOption,
     Device,
     DeviceOption,
+    FormatOption,
     MemoryOption,
     MirrorOption,
     OverlapOption,
     ProtocolName,
+    ResultFormat,
     ResumeOption,
     RunOption,
+    SeriesOption,
     Variant,
     changes_of,
     volume_options,
 )
-from rwkvseg.errors import RWKVSegError
+from rwkvseg.errors import RWKVSegError, UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
 
 if TYPE_CHECKING:
@@ -133,7 +136,9 @@ def pretrain(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Option("-m", "--model", help="Run or model folder.")],
-    inputs: Annotated[Path, typer.Option("-i", "--input", help="Image, volume, or a folder of them.")],
+    inputs: Annotated[
+        Path, typer.Option("-i", "--input", help="Image, volume, or a folder of them or of DICOM.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps.")],
     device: DeviceOption = Device.auto,
     protocol: Annotated[
@@ -142,13 +147,15 @@ def predict(
     part: Annotated[
         str | None, typer.Option(help="Only this part (train, val, test) of the run's split.")
     ] = None,
+    wanted: FormatOption = ResultFormat.auto,
+    series: SeriesOption = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures of the result.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a machine-readable report (JSON).")] = None,
     overlap: OverlapOption = 0.5,
     mirror: MirrorOption = False,
     max_memory: MemoryOption = None,
 ) -> None:
-    """Predict label maps on the inputs' own grids: PNG for pictures, NIfTI for volumes.
+    """Predict label maps on the inputs' own grids: PNG for pictures, NIfTI for volumes, or DICOM-SEG.
 
     Examples:
         rwkvseg predict -m runs/kvasir -i polyp.jpg -o predictions --overlay
@@ -156,14 +163,18 @@ def predict(
         rwkvseg predict -m runs/acdc -i ACDC/imagesTs -o predictions --max-memory 8G --report run.json
 
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
+
+        rwkvseg predict -m runs/ct -i study --series 3 --format dicom-seg -o predictions
     """
     from rwkvseg.data.layouts import find_inputs
     from rwkvseg.inference.predict import find_part, predict_files, write_report_json
     from rwkvseg.inference.predictor import Predictor
 
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
+    if part is not None and series:
+        raise UsageError("--part is of a run's split, --series of DICOM. Give one of them.")
     predictor = Predictor.from_file(model, device=device.value, options=options)
-    cases = list(find_inputs(inputs)) if part is None else find_part(inputs, model, part)
+    cases = list(find_inputs(inputs, series or ())) if part is None else find_part(inputs, model, part)
     console = Console()
     with progress_bar(console, "predicting", len(cases)) as advance:
         bar = CaseProgress(advance, len(cases))
@@ -172,6 +183,7 @@ def predict(
             cases,
             out,
             protocol=protocol.value,
+            wanted=wanted.value,
             overlay=overlay,
             source=str(inputs),
             on_case=bar.on_case,

@@ -27,6 +27,15 @@ class ProtocolName(StrEnum):
     transunet = "transunet"
 
 
+class ResultFormat(StrEnum):
+    """Files of label maps."""
+
+    auto = "auto"
+    nifti = "nifti"
+    png = "png"
+    dicom_seg = "dicom-seg"
+
+
 class Variant(StrEnum):
     """Published sizes of RWKV-UNet."""
 
@@ -47,6 +56,14 @@ FoldOption = Annotated[
 ]
 OverlapOption = Annotated[
     float, typer.Option(help="Of windows over a volume, as a share of the patch; 0 to below 1.")
+]
+FormatOption = Annotated[
+    ResultFormat,
+    typer.Option("--format", help="Of the label maps; png of slices and dicom-seg need DICOM input."),
+]
+SeriesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a DICOM folder, only this series: its number, UID or case id; repeatable."),
 ]
 MirrorOption = Annotated[
     bool, typer.Option("--mirror/--no-mirror", help="Mean over all mirrorings of a volume: 8 times the work.")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rwkvseg.data import reading
+from rwkvseg.data import notices
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -243,7 +244,7 @@ def one_case(tmp_path, mask, labels=None, image=GREY):
 
 
 def test_black_and_white_masks_are_binary_and_said_so_once(tmp_path, caplog):
-    reading._say_once.cache_clear()
+    notices.say_once.cache_clear()
     labels = {"background": 0, "polyp": 1}
     with caplog.at_level(logging.INFO, logger="rwkvseg"):
         for _ in range(3):
@@ -330,7 +331,7 @@ def test_msd_keeps_modalities_along_the_fourth_axis(tmp_path):
         case = read_case(files)
         np.testing.assert_array_equal(case.image, np.moveaxis(values, -1, 0))
         assert case.spacing == (1, 1, 5)
-        assert reading.read_geometry(files).image.shape == (2, 4, 3, 2)
+        assert read_geometry(files).image.shape == (2, 4, 3, 2)
     settings(tmp_path, modality={"0": "T2"})
     with pytest.raises(DataError, match=r"has 4 axes \(4, 3, 2, 2\), more than one volume"):
         read_case(open_data(tmp_path).cases[0])

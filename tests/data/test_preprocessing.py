@@ -92,6 +92,13 @@ def test_slices_run_along_the_largest_spacing(spacing, chosen, axis):
     assert slice_axis(case, Preprocessing(slice_axis=chosen)) == axis
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 5, 1), 2), ((1, 5, 6), 0), ((1, 5, 1), 1), ((4, 5, 6), 1)], ids=str
+)
+def test_a_volume_of_one_slice_is_cut_along_it(shape, axis):
+    assert slice_axis(volume(shape, (1.0, 1.5, 0.5)), Preprocessing()) == axis
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_stacked_slices_are_the_volume(axis):
     case = volume()

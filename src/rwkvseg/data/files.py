@@ -34,6 +34,8 @@ class CaseFiles:
     """Whether the label map numbers its objects: all of them are label 1 (GlaS)."""
     channels_last: bool = False
     """Whether the image's fourth axis, if it has one, is that of its channels (MSD)."""
+    series: str | None = None
+    """SeriesInstanceUID, where the images are the files of one DICOM series and no channels."""
 
 
 def list_images(folder: Path, *, arrays: bool = False) -> list[Path]:

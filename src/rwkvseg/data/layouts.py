@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rwkvseg.data.dicom_files import find_dicom, holds_dicom
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
@@ -25,7 +26,7 @@ from rwkvseg.data.io import PICTURE_SUFFIXES, VOLUME_SUFFIXES, case_id, case_suf
 from rwkvseg.data.published import beside_images, is_beside, pair_folders, read_beside
 from rwkvseg.data.reading import read_case
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet, read_transunet
-from rwkvseg.errors import DataError
+from rwkvseg.errors import DataError, UsageError
 
 __all__ = ["CaseFiles", "DataFolder", "find_inputs", "open_data", "read_case"]
 
@@ -108,26 +109,55 @@ def held_back(folder: DataFolder) -> tuple[CaseFiles, ...]:
     return tuple(replace(case, group=groups.get(case.id)) for case in cases)
 
 
-def find_inputs(path: Path) -> tuple[CaseFiles, ...]:
+def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]:
     """List what to predict: one file, a folder of images, or a data folder's images; labels are not needed.
 
     Of a data folder the first of imagesTs/, images/ (or what the set calls it), the root itself, the parts'
-    images, TransUNet's volumes or else slices, and imagesTr/ that holds anything is taken.
+    images, TransUNet's volumes or else slices, and imagesTr/ that holds anything is taken. A folder that
+    holds none of these is searched for DICOM series.
+
+    Args:
+        path: file or folder.
+        series: which DICOM series, see `find_dicom`; empty for all.
 
     Raises:
-        DataError: no such path, no image in it, or a file of unknown format.
+        DataError: no such path, no image in it, a file of unknown format, images among DICOM files, or as
+            `find_dicom`.
+        UsageError: `series` where there is no DICOM, or as `find_dicom`.
     """
     path = Path(path)
+    found = _find_files(path)
+    if not found:
+        return _find_series(path, series)
+    if series:
+        raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
+    if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
+        raise DataError(
+            f"{path} holds {len(found)} pictures or NIfTI volumes among DICOM files. "
+            "Put them into folders of their own."
+        )
+    return found
+
+
+def _find_series(path: Path, series: Sequence[str]) -> tuple[CaseFiles, ...]:
+    cases = tuple(find_dicom(path, series))
+    if not cases and path.is_file():
+        raise DataError(f"{path} is of no known format. Use NIfTI, DICOM, PNG, JPEG, TIFF, BMP, npz or h5.")
+    if not cases:
+        raise DataError(f"{path} holds no images. Give a file, a folder of images or DICOM, or {KNOWN}.")
+    return cases
+
+
+def _find_files(path: Path) -> tuple[CaseFiles, ...]:
+    """All but DICOM."""
     if path.is_file():
-        if case_suffix(path) is None:
-            raise DataError(f"{path} is of no known format. Use NIfTI, PNG, JPEG, TIFF, BMP, npz or h5.")
-        return (CaseFiles(case_id(path), (path,)),)
+        return () if case_suffix(path) is None else (CaseFiles(case_id(path), (path,)),)
     _require_folder(path)
     for find in (_in_tests, _in_images, _in_root, _in_parts, _in_arrays, _in_training):
         cases = find(path)
         if cases:
             return tuple(sorted(cases, key=lambda case: case.id))
-    raise DataError(f"{path} holds no images. Give a file, a folder of images, or {KNOWN}.")
+    return ()
 
 
 def _in_tests(root: Path) -> list[CaseFiles]:

@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -169,10 +170,18 @@ def _check_size(nifti: Any, path: Path) -> None:
 
 
 def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write (i, j, k) or (i, j, k, C) with `affine` as sform and qform, whole or not at all."""
+    """Write (i, j, k) or (i, j, k, C) with `affine` as sform and qform, whole or not at all.
+
+    A qform holds no shear. Where the nearest without would put a voxel more than half a voxel off, its code
+    is 0: ITK, which wants right angles, then refuses the file, and would misplace it otherwise.
+    """
     nifti = nibabel.Nifti1Image(values, affine)
     nifti.header.set_xyzt_units("mm")
     nifti.set_sform(affine, code=1)
-    nifti.set_qform(affine, code=1)  # the nearest without shear; readers prefer the sform
+    nifti.set_qform(affine, code=1)
+    corners = np.array([*product(*((0, length - 1) for length in values.shape[:3]))])
+    off = apply_affine(affine, corners) - apply_affine(nifti.get_qform(), corners)
+    if np.linalg.norm(off, axis=1).max() > voxel_sizes(affine).min() / 2:
+        nifti.set_qform(affine, code=0)
     with write_atomically(path) as temporary:
         nibabel.save(nifti, temporary)

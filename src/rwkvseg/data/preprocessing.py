@@ -138,9 +138,14 @@ def check_channels(case: Case, preprocessing: Preprocessing) -> None:
 
 
 def slice_axis(case: Case, preprocessing: Preprocessing) -> int:
-    """Spatial axis along which a volume is cut: the recipe's, else the largest spacing (ties: the last)."""
+    """Spatial axis along which a volume is cut: the recipe's, else the largest spacing (ties: the last).
+
+    A volume of a single slice is cut along that.
+    """
     if preprocessing.slice_axis is not None:
         return preprocessing.slice_axis
+    if case.spatial_shape.count(1) == 1:
+        return case.spatial_shape.index(1)
     if case.spacing is None:
         return len(case.spatial_shape) - 1
     # rounded, so that 1 mm and 1.0000001 mm are a tie

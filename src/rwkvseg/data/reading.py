@@ -1,8 +1,6 @@
 """Files of one case in, a checked Case out."""
 
-import logging
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,11 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.arrays import array_header
 from rwkvseg.data.case import Case
+from rwkvseg.data.dicom import Series
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import Affine, Label, holds_arrays, is_volume, read_image, read_label
 from rwkvseg.data.nifti import read_nifti_header
+from rwkvseg.data.notices import say_once
 from rwkvseg.errors import GeometryError, LabelError
 
 AFFINE_TOLERANCE = 1e-3  # float32 headers and other tools' rounding stay far below, a wrong grid far above
@@ -33,7 +33,8 @@ def read_case(files: CaseFiles, labels: Mapping[str, int] | None = None, *, with
         LabelError: values that `labels` do not know.
         DataError: as `rwkvseg.data.io.read_image`.
     """
-    image, spacing, affine = _read_channels(files)
+    read = _read_channels if files.series is None else _read_series
+    image, spacing, affine = read(files)
     label = _read_label(files, image.shape[1:], affine, labels) if with_label and files.label else None
     return Case(id=files.id, image=image, label=label, spacing=spacing, affine=affine)
 
@@ -47,6 +48,8 @@ def read_geometry(files: CaseFiles) -> Case | None:
     Raises:
         DataError: as `read_case`, as far as the header of the first channel tells.
     """
+    if files.series is not None:
+        return _series_geometry(files)
     if not is_volume(files.images[0]):
         return None
     if holds_arrays(files.images[0]):
@@ -102,6 +105,20 @@ def _read_channels(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | 
     return image if len(channels) == 1 else np.concatenate(channels), spacing, affine
 
 
+def _read_series(files: CaseFiles) -> tuple[NDArray[Any], tuple[float, ...] | None, Affine | None]:
+    series = Series.from_files(files.images)
+    return series.read(), *(series.grid or (None, None))
+
+
+def _series_geometry(files: CaseFiles) -> Case | None:
+    series = Series.from_files(files.images)
+    if series.grid is None:
+        return None
+    spacing, affine = series.grid
+    image = np.broadcast_to(np.zeros((), np.int16), (1, *series.spatial_shape))
+    return Case(id=files.id, image=image, spacing=spacing, affine=affine)
+
+
 def _read_label(
     files: CaseFiles, shape: tuple[int, ...], affine: Affine | None, labels: Mapping[str, int] | None
 ) -> Label:
@@ -142,7 +159,7 @@ def check_label_values(label: Label, labels: Mapping[str, int], path: Path) -> L
     values = label_values(label)
     known = set(labels.values())
     if 255 in values and set(values) <= {0, 255} and known == {0, 1}:
-        _say_once("masks hold 0 and 255: 255 is taken as label 1")
+        say_once("masks hold 0 and 255: 255 is taken as label 1")
         binary: Label = (label == 255).astype(np.uint8)
         return binary
     unknown = [value for value in values if value not in known]
@@ -153,11 +170,6 @@ def check_label_values(label: Label, labels: Mapping[str, int], path: Path) -> L
             "Add the label to dataset.json or the recipe, or mend the label map."
         )
     return label
-
-
-@cache
-def _say_once(message: str) -> None:
-    logging.getLogger("rwkvseg").warning(message)
 
 
 def _first(values: list[int]) -> str:

@@ -33,7 +33,8 @@ def read_compared(
         DataError: a label map is gone or cannot be read.
         GeometryError: a prediction on another grid than the truth.
     """
-    found = {} if images is None else {files.id: files.images[0] for files in find_inputs(images)}
+    listed = () if images is None else find_inputs(images)
+    found = {files.id: files.images[0] for files in listed if files.series is None}
     return [_read_case(runs, name, found) for name in cases]
 
 

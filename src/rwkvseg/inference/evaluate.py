@@ -15,7 +15,7 @@ from rwkvseg.data.files import MASK_ENDINGS, list_images
 from rwkvseg.data.io import case_id, read_image, read_label
 from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
-from rwkvseg.errors import DataError, GeometryError, UsageError
+from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
 from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
@@ -177,7 +177,7 @@ def pair_files(
             f"{len(orphans)} of {len(predicted)} predictions have no truth in {truth}: {some}. "
             "Give the truths of exactly these cases, under the same names."
         )
-    pictured = {files.id: files.images for files in images}
+    pictured = {files.id: files.images for files in images if files.series is None}
     pairs = []
     for case, path in sorted(predicted.items()):
         files = known[case]
@@ -223,7 +223,7 @@ def _recorded_images(record: Mapping[str, Any]) -> tuple[CaseFiles, ...]:
     """Images where `predict` found them; they are only for the pictures, so their absence is no fault."""
     try:
         return find_inputs(Path(record["images"])) if record.get("images") else ()
-    except DataError:
+    except (DataError, MissingExtraError):
         return ()
 
 

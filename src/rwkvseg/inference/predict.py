@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import read_json
-from rwkvseg.data.io import is_volume, write_label_map
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import draw_prediction, make_picture
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
+from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
 
@@ -41,6 +41,7 @@ def predict_files(
     out: Path,
     *,
     protocol: Protocol = "strict",
+    wanted: Format = "auto",
     overlay: bool = False,
     source: str = "",
     on_case: Callable[[Predicted], None] = lambda _: None,
@@ -48,13 +49,14 @@ def predict_files(
 ) -> list[Predicted]:
     """Write `OUT/<case>.png` for pictures and `OUT/<case>.nii.gz` for volumes, and `OUT/prediction.json`.
 
-    The record holds protocol, labels, model and where the images were, for `evaluate`.
+    The record holds protocol, labels, model and where the images were, for `evaluate`; of DICOM the series.
 
     Args:
         predictor: the model.
         inputs: the cases; every one is read, predicted and written before the next.
         out: folder, made when missing.
         protocol: see `Predictor.predict`.
+        wanted: format of the label maps, see `write_prediction`.
         overlay: also write `OUT/overlays/<case>.png`, the label map over the image.
         source: path of the images as the user gave it, for the record.
         on_case: called after each case, for a progress bar.
@@ -63,6 +65,7 @@ def predict_files(
     Raises:
         DataError: a case cannot be read, does not fit the network or would not fit into memory; cases before
             it stay written.
+        UsageError: the format does not fit a case.
         OutputError: a result cannot be written.
     """
     done = []
@@ -72,16 +75,18 @@ def predict_files(
         if geometry is not None:
             predictor.check_memory(geometry)
         case = read_case(files, with_label=False)
+        check_format(wanted, files, case.spatial_shape)
         prediction = predictor.predict(case, protocol=protocol, on_windows=on_windows)
-        path = out / prediction_name(files)
-        write_label_map(path, prediction, case.affine)
+        path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
         if overlay:
             _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
         counts = _count(prediction, max(predictor.labels.values()) + 1)
         pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
         done.append(Predicted(files.id, path, time.perf_counter() - started, pixels))
         on_case(done[-1])
-    write_json(out / RECORD, _record(predictor, protocol, source, done))
+    record = _record(predictor, protocol, source, done)
+    series = {files.id: files.series for files in inputs if files.series is not None}
+    write_json(out / RECORD, record | ({"dicom_series": series} if series else {}))
     return done
 
 
@@ -91,11 +96,6 @@ def _count(prediction: LabelMap, values: int) -> NDArray[np.int64]:
     for row in prediction:
         counts += np.bincount(row.ravel(), minlength=len(counts))
     return counts
-
-
-def prediction_name(files: CaseFiles) -> str:
-    """File name of a case's prediction: `<id>.nii.gz` for volumes, `<id>.png` for pictures."""
-    return f"{files.id}.nii.gz" if is_volume(files.images[0]) else f"{files.id}.png"
 
 
 def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:
