@@ -36,6 +36,7 @@ from rwkvseg.cli_options import (
     changes_of,
     volume_options,
 )
+from rwkvseg.cli_plan import plan
 from rwkvseg.errors import RWKVSegError
 from rwkvseg.progress import CaseProgress, progress_bar
 
@@ -187,6 +188,7 @@ def predict(
 
 app.command()(evaluate)
 app.command()(compare)
+app.command()(plan)
 
 
 @app.command()
