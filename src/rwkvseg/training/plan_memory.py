@@ -118,7 +118,8 @@ def refuse(candidate: Candidate, batch_size: int, limit: int) -> UsageError:
     """Error that names the least that would do: `candidate` is the smallest there is."""
     least = estimate_memory(candidate, batch_size).total
     sides = " x ".join(map(str, candidate.sides))
+    what = "pictures" if len(candidate.sides) == 2 else "patches"
     return UsageError(
-        f"--gpu-memory allows {show_size(limit)}; even {candidate.name} on {batch_size} images of {sides} "
-        f"would take about {show_size(least)}. Give at least that, or another --variant."
+        f"--gpu-memory allows {show_size(limit)}; even {candidate.name} on {batch_size} {what} of {sides} "
+        f"would take about {show_size(least)}. Give at least that."
     )

@@ -76,7 +76,7 @@ def capped(batches: Sequence[int], cap: int) -> list[int]:
 
 
 def _candidates(task: Task, middle: Sequence[float]) -> Iterator[tuple[Candidate, tuple[int, ...]]]:
-    """Smaller pictures before smaller networks, both before small batches."""
+    """Smaller pictures, then maps computed twice, then smaller networks; small batches last."""
     wanted = task.options.variant
     variants = (wanted,) if wanted else VARIANTS[VARIANTS.index("tiny") :]
     sizes = list(dict.fromkeys(image_size(middle, longest) for longest in SMALLER))
@@ -89,9 +89,9 @@ def _candidates(task: Task, middle: Sequence[float]) -> Iterator[tuple[Candidate
     for variant in variants:
         for size in sizes:
             yield candidate(variant, size), BATCHES
-    yield candidate(variants[-1], sizes[-1], gradient_checkpointing=True), BATCHES
+        yield candidate(variant, sizes[-1], gradient_checkpointing=True), BATCHES
     for size in tiny:
-        yield candidate(variants[-1], size), SMALL_BATCHES
+        yield candidate(variants[-1], size, gradient_checkpointing=True), SMALL_BATCHES
 
 
 def _preprocessing(task: Task, middle: Sequence[float], fitted: Fitted) -> list[Choice]:
@@ -144,7 +144,7 @@ def _network(task: Task, fitted: Fitted) -> list[Choice]:
     elif variant == "tiny":
         why = "the variant that was measured most; --variant small or base takes more."
     else:
-        why = "tiny does not fit into the memory with a batch of 8 at 256 pixels."
+        why = "tiny does not fit into the memory, not even with 8 small pictures and maps computed twice."
     choices = [Choice("model.name", fitted.candidate.name, why)]
     if fitted.candidate.overrides:
         told = "maps inside blocks are computed twice instead of kept, since the memory is short."

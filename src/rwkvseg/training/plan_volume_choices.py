@@ -41,7 +41,7 @@ def choose_normalisation(task: Task) -> tuple[str, str]:
     if task.channels == 1:
         if found.modality and found.modality[0].strip().upper() == "CT":
             return "ct", (
-                "the channel is called CT: intensities have a unit, so all volumes are clipped to percentiles "
+                "the channel is called CT: intensities have a unit, so all are clipped to percentiles "
                 "0.5 and 99.5 of the labelled training voxels and standardised alike."
             )
         lowest = found.channels[0].whole.percentiles["0.5"]

@@ -104,10 +104,13 @@ def make_patch(sides: Sequence[float], spacing: Sequence[float]) -> Patch:
 
 
 def smaller_patches(patch: Patch, spacing: Sequence[float]) -> Iterator[Patch]:
-    """Ever smaller patches, the longest side in mm shortened by its multiple each time, to two multiples."""
+    """Ever smaller patches, the longest side in mm shortened by its multiple each time.
+
+    No side becomes shorter than two of the first patch's multiples.
+    """
+    floor = [2 * m for m in patch.multiple]
     while True:
-        floor = [2 * m if m > 1 else 1 for m in patch.multiple]
-        free = [axis for axis in range(3) if patch.sides[axis] > floor[axis] and patch.multiple[axis] > 1]
+        free = [axis for axis in range(3) if patch.sides[axis] > floor[axis]]
         if not free:
             return
         axis = max(free, key=lambda one: patch.sides[one] * spacing[one])
