@@ -51,7 +51,8 @@ def fingerprint(
         for case in found.unreadable[:SHOWN]:
             typer.echo(f"not read: {case.why}", err=True)
         number = len(found.unreadable)
-        typer.echo(f"{number} cases could not be read; `rwkvseg data verify {folder}` tells more.", err=True)
+        what = f"{number} case{'s' * (number > 1)} could not be read"
+        typer.echo(f"{what}; `rwkvseg data verify {folder}` tells more.", err=True)
         sys.exit(1)
 
 

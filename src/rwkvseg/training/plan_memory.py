@@ -74,20 +74,22 @@ def estimate_memory(candidate: Candidate, batch_size: int) -> MemoryEstimate:
 
     Gradients are counted twice: those of the step before are still there while the forward pass runs.
     """
-    parameters, fixed, each = _measured(candidate)
+    parameters, each = _measured(candidate)
     weights = 4 * parameters * (2 + OPTIMISER)
-    return MemoryEstimate(CONTEXT, weights, int(MIXED * (fixed + each * batch_size)))
+    return MemoryEstimate(CONTEXT, weights, int(MIXED * each * batch_size))
 
 
 @lru_cache(maxsize=256)
-def _measured(candidate: Candidate) -> tuple[int, int, int]:
-    """Parameters; bytes of a step that do not grow with the batch, and those that each image adds."""
+def _measured(candidate: Candidate) -> tuple[int, int]:
+    """Parameters, and bytes of a step for each image: half of what two take, since norms want two.
+
+    What does not grow with the batch, such as gradients of weights, is counted with each: never too little.
+    """
     network = candidate.build()
     stride = getattr(network, "stride", ())
     loss = SegmentationLoss(stride=stride if isinstance(stride, tuple) else ())
-    two, four = (step_bytes(network, (batch, candidate.channels, *candidate.sides), loss) for batch in (2, 4))
-    each = (four - two) // 2
-    return sum(parameter.numel() for parameter in network.parameters()), max(0, two - 2 * each), each
+    two = step_bytes(network, (2, candidate.channels, *candidate.sides), loss)
+    return sum(parameter.numel() for parameter in network.parameters()), -(-two // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +123,5 @@ def refuse(candidate: Candidate, batch_size: int, limit: int) -> UsageError:
     what = "pictures" if len(candidate.sides) == 2 else "patches"
     return UsageError(
         f"--gpu-memory allows {show_size(limit)}; even {candidate.name} on {batch_size} {what} of {sides} "
-        f"would take about {show_size(least)}. Give at least that."
+        f"would take about {-(-least // 2**20)} MiB. Give at least that."
     )

@@ -35,7 +35,7 @@ def _groups(choices: Sequence[Choice]) -> dict[str, list[Choice]]:
 
 def _comment(sentence: str, indent: str) -> list[str]:
     lead = f"{indent}# "
-    plain = " ".join(sentence.split())
+    plain = "".join(letter if letter.isprintable() else "?" for letter in " ".join(sentence.split()))
     return textwrap.wrap(plain, WIDTH, initial_indent=lead, subsequent_indent=lead) if plain else []
 
 

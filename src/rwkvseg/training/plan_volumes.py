@@ -157,16 +157,17 @@ def fit_patch(task: Task, grid: Grid) -> Fitted:
 
 def _largest(task: Task, first: Patch, grid: Grid, twice: bool) -> Candidate | None:
     allowed = math.inf
-    for patch in (first, *smaller_patches(first, grid.middle)):
-        if patch.voxels > allowed:
+    patches = [first, *smaller_patches(first, grid.middle)]
+    for patch in patches:
+        if patch.voxels > allowed and patch is not patches[-1]:
             continue
         candidate = _candidate(task, patch, twice)
         memory = estimate_memory(candidate, 2)
         if memory.total <= task.options.memory:
             return candidate
-        # memory goes with the voxels: what cannot fit is not measured
+        # memory goes with the voxels, nearly: what is far too large is not measured
         room = max(0, task.options.memory - memory.context - memory.weights)
-        allowed = min(patch.voxels - 1, 1.05 * patch.voxels * room / memory.step)
+        allowed = 1.2 * patch.voxels * room / memory.step
     return None
 
 
