@@ -4,10 +4,10 @@
 
 Each row is a process of its own that makes three AdamW steps. On a GPU: bfloat16 autocast, recorded as CUDA
 graphs where possible, as recipes do. Torch's allocator may reserve as much as was estimated and not a byte
-more, so that a row either fits or fails; shown are its peaks, allocated and reserved, and what the driver says
-that the process holds at the end beyond CUDA itself. On the CPU: float32, the growth of resident memory
-(ru_maxrss) against the same estimate without the share of bfloat16; nothing is limited there. Exit code 1 where
-a row fails.
+more, so that a row either fits or fails; shown are its peaks, allocated and reserved, and what the driver
+says that the process holds at the end beyond CUDA itself. On the CPU: float32, the growth of resident memory
+(ru_maxrss) against the same estimate without the share of bfloat16; nothing is limited there. Exit code 1
+where a row fails.
 """
 
 import argparse

@@ -72,7 +72,7 @@ class MemoryEstimate:
 def estimate_memory(candidate: Candidate, batch_size: int) -> MemoryEstimate:
     """Estimate the memory of training `candidate` with AdamW in bfloat16 on batches of `batch_size`.
 
-    Gradients are counted twice: those of the step before are still there while the forward pass runs.
+    The gradients of the step before count beside the weights: they live through the forward pass.
     """
     parameters, each = _measured(candidate)
     weights = 4 * parameters * (2 + OPTIMISER)
