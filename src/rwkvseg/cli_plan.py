@@ -56,12 +56,8 @@ def plan(
     from rwkvseg.training.plan import make_plan, write_plan
     from rwkvseg.training.plan_choices import PlanOptions
 
-    options = PlanOptions(
-        memory=_memory_here() if gpu_memory is None else parse_size(gpu_memory),
-        dimensions=dimensions,
-        variant=None if variant is None else variant.value,
-        seed=seed,
-    )
+    memory = _memory_here() if gpu_memory is None else parse_size(gpu_memory)
+    options = PlanOptions(memory, dimensions, variant.value if variant else None, seed)
     with progress_bar(Console(stderr=True), "reading") as advance:
         found = take_fingerprint(folder, on_case=advance)
     planned = make_plan(found, out, options, split)

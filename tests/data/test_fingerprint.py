@@ -41,6 +41,11 @@ def test_pictures_against_numpy(tmp_path):
             percentiles = [told[region]["percentiles"][key] for key in ("0.5", "50", "99.5")]
             assert percentiles == pytest.approx(expected, rel=1e-5)
         assert told["classes"] == {"foreground": told["foreground"]}
+
+
+def test_classes_and_boxes_of_pictures(tmp_path):
+    labels = np.stack([label for _, label in write_pictures(tmp_path, 7)])
+    content = take_fingerprint(tmp_path).as_object()
     number = int(labels.sum())
     assert content["classes"] == [
         {
