@@ -162,6 +162,15 @@ def test_what_cannot_be_planned_is_explained(tmp_path):
         plan_of(take_fingerprint(tmp_path))
 
 
+def test_structures_that_are_not_there(tmp_path):
+    write_pictures(tmp_path, 4, white=0)
+    with pytest.raises(DataError, match=r"no label map of the 4 in .* holds anything but background"):
+        plan_of(take_fingerprint(tmp_path))
+    found = fingerprint([facts(f"v{n}", (32, 32, 32)) for n in range(4)], classes=4)
+    (why,) = (choice.why for choice in plan_of(found).choices if choice.key == "data.labels")
+    assert why == "named in the data folder; beware, no training case holds organ 2, organ 3."
+
+
 def test_a_split_file_is_kept_to(phantom, tmp_path):
     ids = [f"phantom-{n:04d}" for n in range(6)]
     path = tmp_path / "split.json"

@@ -1,6 +1,7 @@
 """Rules for pictures and for slices, on fingerprints of the kinds that the field has."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from plan_cases import GIB, facts, fingerprint, task_of
@@ -9,11 +10,18 @@ from rwkvseg.data.case import Case
 from rwkvseg.data.preprocessing import Preprocessing, iterate_slices, slice_axis
 from rwkvseg.errors import UsageError
 from rwkvseg.training.plan_choices import nested
-from rwkvseg.training.plan_pictures import image_size, plan_pictures, planar, scaled_rate
+from rwkvseg.training.plan_pictures import image_size, is_grey, plan_pictures, planar, scaled_rate
 
 
 def colour(size=(256, 256), number=100, **changes):
     return fingerprint([facts(f"p{n}", size, **changes) for n in range(number)])
+
+
+def with_colour(found):
+    """The same, its second channel darker."""
+    first, second, third = found.channels
+    darker = replace(second, whole=replace(second.whole, mean=0.9 * second.whole.mean))
+    return replace(found, channels=(first, darker, third))
 
 
 def planned(found, memory=8 * GIB, **options):
@@ -23,7 +31,7 @@ def planned(found, memory=8 * GIB, **options):
 
 
 def test_colour_pictures():
-    content, fitted = planned(colour(), 12 * GIB)
+    content, fitted = planned(with_colour(colour()), 12 * GIB)
     assert content["preprocessing"] == {
         "dimensions": 2,
         "channels": 3,
@@ -57,7 +65,16 @@ def test_grey_pictures_keep_upright_and_sides():
     assert content["training"]["batch_size"] == 4  # 11 to train
 
 
-@pytest.mark.parametrize("kind", ["float32", "int16"])
+def test_grey_pictures_stored_as_colour_are_grey():
+    found = colour(number=8)
+    assert not is_grey(with_colour(found))
+    assert is_grey(found)  # its channels have one summary
+    content, _ = planned(found)
+    assert content["preprocessing"]["channels"] == 3
+    assert content["augmentation"]["rotation"] == 30
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint16"])
 def test_pictures_without_a_fixed_range(kind):
     content, _ = planned(colour(dtype=kind, number=8))
     assert content["preprocessing"]["normalisation"] == "percentile"

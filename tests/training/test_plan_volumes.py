@@ -97,6 +97,8 @@ def test_axes_of_several_orientations_are_compared_after_turning():
     assert grid.orientation == "RAS"
     assert set(grid.sizes) == {(40, 60, 20)}
     assert (grid.spacing, grid.file_spacing) == (None, (1.0, 2.0, 3.0))
+    unknown = [*cases, facts("x", (40, 60, 20), orientation=None)]
+    assert find_grid(task_of(fingerprint(unknown))).orientation == "file"  # what is unknown cannot be turned
     alike = find_grid(task_of(fingerprint(cases[3:])))
     assert (alike.orientation, alike.file_spacing) == ("file", (3.0, 1.0, 2.0))
 

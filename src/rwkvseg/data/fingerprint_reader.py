@@ -119,12 +119,14 @@ class _Gathered:
         self.cases.append(facts)
         assert case.label is not None
         labelled = case.label != 0
+        values = case.label[labelled]
         for index, channel in enumerate(case.image):
             self._region(index, None).add(channel.ravel(order="K"))
-            self._region(index, -1).add(channel[labelled])
+            inside = channel[labelled]
+            self._region(index, -1).add(inside)
             for value in facts.voxels:
                 if value:
-                    self._region(index, value).add(channel[case.label == value])
+                    self._region(index, value).add(inside[values == value])
 
     def take_white_as_one(self) -> None:
         """Black and white masks: their 255 is label 1."""

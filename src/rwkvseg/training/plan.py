@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rwkvseg.data.files import name_some
 from rwkvseg.data.fingerprint import Fingerprint
 from rwkvseg.data.splits import Split, write_split
 from rwkvseg.errors import DataError, UsageError
@@ -70,7 +71,7 @@ def make_plan(found: Fingerprint, out: Path, options: PlanOptions, split_file: P
         Choice("name", stem),
         Choice("description", f"{fitted.candidate.name} on {found.folder.root.resolve().name}, planned"),
         Choice("data.path", str(found.folder.root.resolve()), "--data another/place wins over it."),
-        Choice("data.labels", labels, _why_labels(found)),
+        Choice("data.labels", labels, _why_labels(task)),
         *planned.choices,
         *chosen,
         Choice("training.seed", options.seed),
@@ -115,6 +116,11 @@ def _require_trainable(found: Fingerprint) -> dict[str, int]:
             f"nothing names the labels of {root}, and the label maps hold {values}: not 0, 1, 2, ... "
             'Renumber them, or name them in labels.json, such as {"labels": {"background": 0, "polyp": 1}}.'
         )
+    if all(case.box is None for case in found.cases):
+        raise DataError(
+            f"no label map of the {len(found.cases)} in {root} holds anything but background, so there is "
+            "nothing to learn. Check that they are the right ones."
+        )
     require_labels(found.labels, root)
     return found.labels
 
@@ -137,10 +143,13 @@ def _require_variant(variant: str | None, dimensions: int) -> None:
         raise UsageError(f"--variant is {variant}. For {dimensions}D choose one of {', '.join(known)}.")
 
 
-def _why_labels(found: Fingerprint) -> str:
-    if found.named:
-        return "named in the data folder."
-    return "the data folder names none: give them better names here, in the same order."
+def _why_labels(task: Task) -> str:
+    why = "named in the data folder"
+    if not task.found.named:
+        why = "the data folder names none: give them better names here, in the same order"
+    shown = {value for case in task.training for value in case.voxels}
+    never = [name for name, value in task.labels.items() if value not in shown]
+    return f"{why}; beware, no training case holds {name_some(never)}." if never else f"{why}."
 
 
 def _heading(found: Fingerprint, fitted: Fitted) -> list[str]:

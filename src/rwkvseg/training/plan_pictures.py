@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from rwkvseg.data.case_facts import CaseFacts
+from rwkvseg.data.fingerprint import Fingerprint
 from rwkvseg.training.plan_choices import Choice, Task
 from rwkvseg.training.plan_memory import Candidate, Fitted, fit_batch, refuse
 
@@ -17,6 +18,7 @@ VARIANTS = ("base", "small", "tiny", "nano")
 PICTURES_DRAWN = 120_000  # 3750 batches of 32
 EPOCHS = 30
 RATE, RATE_BATCH = 1.5e-3, 32
+SAME = 1e-3
 
 
 def plan_pictures(task: Task) -> tuple[list[Choice], Fitted]:
@@ -117,9 +119,8 @@ def _preprocessing(task: Task, middle: Sequence[float], fitted: Fitted) -> list[
             f"the median of the training {what} is {middle[0]:g} x {middle[1]:g}; {how}.",
         ),
     ]
-    types = set(found.counted("dtype"))
-    if found.dimensions == 2 and types <= {"uint8", "uint16"}:
-        why = f"stored as {', '.join(sorted(types))}: the whole range of the type becomes 0 to 1."
+    if found.dimensions == 2 and set(found.counted("dtype")) == {"uint8"}:
+        why = "stored as uint8: 0 to 255 becomes 0 to 1."
         return [*choices, Choice("preprocessing.normalisation", "unit", why)]
     why = (
         "intensities have no fixed range: each image is clipped to its 0.5 and 99.5 percentiles, then 0 to 1."
@@ -187,8 +188,18 @@ def scaled_rate(rate: float, batch: int, of_batch: int) -> float:
     return float(f"{rate * math.sqrt(batch / of_batch):.1e}")
 
 
+def is_grey(found: Fingerprint) -> bool:
+    """Whether the channels of a folder are one and the same: mean and deviation agree within 1e-3."""
+    first, *others = (channel.whole for channel in found.channels)
+    return all(
+        math.isclose(first.mean, other.mean, rel_tol=SAME)
+        and math.isclose(first.deviation, other.deviation, rel_tol=SAME)
+        for other in others
+    )
+
+
 def _augmentation(task: Task) -> list[Choice]:
-    if task.channels == 3 and task.found.dimensions == 2:
+    if task.channels == 3 and task.found.dimensions == 2 and not is_grey(task.found):
         why = "colour pictures of endoscopy, histology or skin have no upright: any rotation, flips, colour."
         geometry = {"rotation": 180, "scale": 0.3, "shift": 0.15, "flip_rows": 0.5, "flip_columns": 0.5}
         values = geometry | {"contrast": 0.3, "brightness": 0.1, "channel_offset": 0.1}

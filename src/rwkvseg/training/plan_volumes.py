@@ -75,7 +75,8 @@ class Patch:
 def find_grid(task: Task) -> Grid:
     """Orientation, crop and spacing of the network's grid."""
     cases = task.training
-    orientation = "RAS" if len(task.found.counted("orientation")) > 1 else "file"
+    codes = task.found.counted("orientation")
+    orientation = "RAS" if len(codes) > 1 and None not in codes else "file"
     cut = median(case.inner_share for case in cases) < BORDER
     crop = "nonzero" if cut and not any(case.labelled_outside for case in task.found.cases) else "none"
     turned = [_turned(case, orientation, crop) for case in cases]
