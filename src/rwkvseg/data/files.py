@@ -14,8 +14,8 @@ from rwkvseg.errors import DataError
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's CASE_0000
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_gt")
-GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 GROUP_FILES = ("groups.csv", "sequences.csv")
+GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 NO_IMAGE = "_superpixels"  # ISIC's, beside its images
 
 
@@ -178,16 +178,6 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
             f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
-
-
-def group_in_id(name: str) -> str | None:
-    """Patient or video that an id names, if it does.
-
-    >>> group_in_id("patient007_frame01")
-    'patient007'
-    """
-    match = GROUP_IN_ID.match(name)
-    return match[1] if match else None
 
 
 def groups_file(root: Path) -> Path | None:

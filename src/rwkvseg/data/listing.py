@@ -8,8 +8,8 @@ from typing import Any
 
 from rwkvseg.data.files import (
     CHANNEL,
+    GROUP_IN_ID,
     MASK_ENDINGS,
-    group_in_id,
     groups_file,
     is_image_name,
     name_some,
@@ -281,8 +281,8 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        found = {case.id: group_in_id(case.id) for case in listing.cases}
-        groups = {case: group for case, group in found.items() if group}
+        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
+        groups = {case: match[1] for case, match in matches.items() if match}
     else:
         try:
             groups = read_groups(path)
