@@ -11,11 +11,11 @@ from pathlib import Path
 from rwkvseg.data.case import Case
 from rwkvseg.data.case_facts import CaseFacts, gather_facts
 from rwkvseg.data.checksums import file_checksums
-from rwkvseg.data.files import CaseFiles, read_json
+from rwkvseg.data.files import GROUP_IN_ID, CaseFiles, read_json
 from rwkvseg.data.fingerprint import ChannelFacts, Fingerprint, Unreadable
 from rwkvseg.data.intensity_statistics import IntensityStatistics, values_per_case
 from rwkvseg.data.layouts import DataFolder, open_data
-from rwkvseg.data.listing import GROUP_IN_ID, list_folder
+from rwkvseg.data.listing import list_folder
 from rwkvseg.data.reading import read_case
 from rwkvseg.errors import DataError
 
