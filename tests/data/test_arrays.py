@@ -7,7 +7,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -155,3 +155,40 @@ def test_h5py_is_asked_for(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"h5py, which is not installed.*pip install 'rwkvseg\[h5\]'"):
         read_image(path)
     np.testing.assert_array_equal(read_image(write(tmp_path / "x.npz", image=IMAGE))[0].shape, (1, 4, 5, 3))
+
+
+KINDS = {
+    "plain.npz": lambda path: np.savez(path, image=IMAGE, label=LABEL),
+    "packed.npz": lambda path: np.savez_compressed(path, image=IMAGE, label=LABEL),
+    "plain.h5": lambda path: write(path, image=IMAGE, label=LABEL),
+    "packed.npy.h5": lambda path: write_arrays(path, image=IMAGE, label=LABEL.astype(np.uint8)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_are_read_or_refused(tmp_path, name):
+    path = tmp_path / name
+    KINDS[name](path)
+    whole, refusals = path.read_bytes(), []
+    places = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=12)
+
+    @settings(max_examples=60, derandomize=True, database=None)
+    @given(places=places, cut=st.none() | st.integers(0, len(whole)))
+    def check(places, cut):
+        content = bytearray(whole)
+        for place, value in places:
+            content[place] = value
+        path.write_bytes(bytes(content[:cut]))
+        try:
+            image, spacing, affine = read_image(path)
+            label, _ = read_label(path)
+        except DataError as error:
+            refusals.append(str(error))
+            return
+        assert image.ndim in (3, 4)
+        assert (spacing, affine, label.dtype.kind in "iu") == (None, None, True)
+        assert np.isfinite(image).all()
+
+    check()
+    assert refusals
+    assert all(str(path) in message for message in refusals)

@@ -62,6 +62,16 @@ def test_a_list_that_names_no_file_is_told(tmp_path):
     assert "case0002" in findings[0].what
 
 
+def test_a_case_on_two_lists_is_refused(tmp_path):
+    root = write_acdc(tmp_path / "a", slices=False)
+    for name in ("train", "val"):
+        (root / f"{name}.list").write_text("patient040_frame01\n")
+    message = r"val\.list lists patient040_frame01, which is in the part train already\. Keep it on one"
+    for read in (open_data, verify_data):
+        with pytest.raises(DataError, match=message):
+            read(root)
+
+
 def test_acdc_by_the_papers_patients(tmp_path):
     data = open_data(write_acdc(tmp_path / "a"))
     assert data.labels == DATASETS["acdc"].labels

@@ -69,7 +69,7 @@ def list_folder(root: Path) -> Listing:
     """List every case of a data folder; nothing is decoded.
 
     Raises:
-        DataError: no such folder, or one that follows no known layout.
+        DataError: no such folder, one that follows no known layout, or lists that contradict each other.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Give the folder that holds the data.")
@@ -120,11 +120,7 @@ def _list_image_folders(listing: Listing, _: dict[str, Any]) -> None:
 
 
 def _list_transunet(listing: Listing, _: dict[str, Any]) -> None:
-    try:
-        found = list_transunet(listing.root)
-    except DataError as error:
-        listing.findings.append(from_error("layout", error, listing.root))
-        return
+    found = list_transunet(listing.root)
     for case in found.cases:
         listing.cases.append(FoundCase(case.id, case.images, case.images, case.part, case.group))
     for path, names in found.missing.items():

@@ -70,7 +70,8 @@ def list_transunet(root: Path) -> TransUNetFolder:
     paper. Groups are the patients.
 
     Raises:
-        DataError: there are no lists and the rule for ACDC fits no name, or two files of one case.
+        DataError: a case on the lists of two parts; there are no lists and the rule for ACDC fits no name; or
+            two files of one case.
     """
     slices, volumes = _files(root, 0), _files(root, 1)
     by_volume: dict[str, list[str]] = defaultdict(list)
@@ -82,11 +83,20 @@ def list_transunet(root: Path) -> TransUNetFolder:
         unknown = []
         for name in names:
             found = _resolve(name, part, slices, volumes, by_volume)
-            cases |= {case: _case(case, file, part) for case, file in found.items() if case not in cases}
+            _refuse_second_part(found, part, cases, path)
+            cases |= {case: _case(case, file, part) for case, file in found.items()}
             unknown += [] if found else [name]
         if unknown:
             missing[path] = tuple(unknown)
     return TransUNetFolder(tuple(cases[name] for name in sorted(cases)), missing)
+
+
+def _refuse_second_part(found: Iterable[str], part: str, cases: Mapping[str, CaseFiles], path: Path) -> None:
+    for case in found:
+        if case in cases and cases[case].part != part:
+            raise DataError(
+                f"{path} lists {case}, which is in the part {cases[case].part} already. Keep it on one list."
+            )
 
 
 def volume_name(case: str) -> str:

@@ -10,7 +10,10 @@ DATASET = DataSet(
     cases="1000 images, 332 x 487 to 1920 x 1072",
     labels={"background": 0, "polyp": 1},
     layout=None,
-    prepare="images/x.jpg and masks/x.png (x, x_mask, x_segmentation or x_gt)",
+    prepare=(
+        "images/x.jpg and masks/x.png (x, x_mask, x_segmentation or x_gt); JPEG masks are taken as black and "
+        "white"
+    ),
     split="random 8:1:1 with three seeds: the rule `paper`, seeds 0, 1, 2",
     parts=(800, 100, 100),
     split_files=("kvasir_seg_seed0.json", "kvasir_seg_seed1.json", "kvasir_seg_seed2.json"),
