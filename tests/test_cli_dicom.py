@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named_and_nothing_is_left(rwkvseg, model, study, tmp_
 
 @pytest.mark.parametrize("model", ["volumes"], indirect=True)
 def test_memory_is_planned_from_the_headers(rwkvseg, model, study, tmp_path, monkeypatch):
-    monkeypatch.setattr("rwkvseg.data.dicom.read_frames", lambda _: pytest.fail("a voxel was read"))
+    monkeypatch.setattr("rwkvseg.data.dicom_pixels.read_frames", lambda _: pytest.fail("a voxel was read"))
     folder, _ = study
     options = ("--series", "3", "--max-memory", "500M")
     code, _, err = predict(rwkvseg, model, folder, tmp_path / "out", *options)

@@ -23,7 +23,7 @@ from dicom_cases import (
     write_series,
 )
 from rwkvseg.data.dicom import Series
-from rwkvseg.data.dicom_headers import quiet
+from rwkvseg.data.dicom_parsing import quiet
 from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UnreadableFileError
@@ -172,6 +172,15 @@ def test_compressed_frames_are_read_one_by_one(tmp_path):
     )
     case = read_only(tmp_path / "a.dcm")
     assert_lies_right(case.image[0], case.affine, grid)
+
+
+def test_a_mosaic_is_refused(tmp_path):
+    def tile(dataset, _):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+
+    write_series(tmp_path / "scan", Grid(shape=(8, 8, 1)), change=tile)
+    with pytest.raises(DataError, match=r"IM0001 is a mosaic, many slices tiled into one image\. Export"):
+        find_inputs(tmp_path / "scan")
 
 
 def test_a_film_is_refused(tmp_path):

@@ -4,6 +4,8 @@ import io
 import os
 import random
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -199,10 +201,10 @@ def test_an_empty_file_with_the_suffix_is_named(tmp_path):
 
 
 def test_a_bomb_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
-    monkeypatch.setattr("rwkvseg.data.dicom_headers.available_memory", lambda: 2**19)
+    monkeypatch.setattr("rwkvseg.data.dicom_parsing.available_memory", lambda: 2**19)
     with pytest.raises(UnreadableFileError, match="it inflates to more than 128 KiB"):
         find_inputs(shutil.copy(SAMPLES / "image_dfl.dcm", tmp_path / "a.dcm"))
-    monkeypatch.setattr("rwkvseg.data.dicom_headers.available_memory", lambda: 2**24)
+    monkeypatch.setattr("rwkvseg.data.dicom_parsing.available_memory", lambda: 2**24)
     find_inputs(tmp_path / "a.dcm")
 
 
@@ -247,3 +249,16 @@ def test_mutated_files_are_read_or_refused(originals, tmp_path, which, seed, cha
                 read_case(files)
         except RWKVSegError:  # anything else fails the test
             return
+
+
+def test_other_images_need_no_pydicom(tmp_path):
+    Image.new("L", (3, 3)).save(tmp_path / "a.png")
+    (tmp_path / "notes").write_text("notes")
+    program = (
+        "import sys; sys.modules['pydicom'] = sys.modules['highdicom'] = None\n"
+        "import rwkvseg.inference.predict, pathlib\n"
+        "from rwkvseg.data import find_inputs, read_case\n"
+        f"print(read_case(find_inputs(pathlib.Path({str(tmp_path)!r}))[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "image=1 x (3, 3) uint8" in done.stdout

@@ -15,7 +15,8 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from rwkvseg.data.dicom_geometry import Stack, stack_planes
-from rwkvseg.data.dicom_headers import QUANTITIES, Instance, read_frames, read_instance
+from rwkvseg.data.dicom_headers import Instance, read_instance
+from rwkvseg.data.dicom_pixels import read_frames, read_picture_frame, read_slices
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.memory import available_memory, show_size
@@ -74,24 +75,19 @@ class Series:
     def read(self) -> NDArray[Any]:
         """Read the image (1, i, j, k) float32, or the picture (C, row, column) uint8, uint16 or float32.
 
-        Of a volume, every slice is rescaled by its own slope and intercept. MONOCHROME1 is turned so that
-        bright means more, except in CT and PET, whose numbers are quantities. A grey picture of 8 bits stays
-        uint8, any other becomes float32 after its rescaling. No window is applied.
-
         Raises:
             UnreadableFileError: a file is truncated, damaged or of another size than its header says.
-            DataError: no decoder for the compression, a table of values, NaN, or more than memory.
+            DataError: more than memory, or as `read_slices` and `read_picture_frame`.
         """
         self._require_memory()
         if self.stack is None:
-            (frame,) = read_frames(self.instances[0])
-            return _picture(frame, self.instances[0])
+            return read_picture_frame(self.instances[0])
         image = np.empty((1, *self.stack.shape), np.float32, order="F")  # a slice is one block of memory
         place = {plane: k for k, plane in enumerate(self.stack.order)}
         index = 0
         for instance in self.instances:
-            for values, scaling in zip(read_frames(instance), instance.scalings, strict=True):
-                image[0, :, :, place[index]] = _scaled(values, instance, scaling).T
+            for values in read_slices(instance):
+                image[0, :, :, place[index]] = values.T
                 index += 1
         return image
 
@@ -170,7 +166,13 @@ def _require_volume(instances: Sequence[Instance], name: str) -> None:
             f"such as {first.path.name}{frames}. They make no volume (a film, or pictures): "
             "give single pictures, or leave them out."
         )
-    colour = next((instance for instance in instances if _is_colour(instance)), None)
+    mosaic = next((instance for instance in instances if instance.is_mosaic), None)
+    if mosaic is not None:
+        raise DataError(
+            f"{name}: {mosaic.path.name} is a mosaic, many slices tiled into one image. "
+            "Export the series as slices or as an enhanced image, or convert it to NIfTI (dcm2niix)."
+        )
+    colour = next((instance for instance in instances if instance.is_colour), None)
     if colour is not None:
         raise DataError(
             f"{name}: {colour.path.name} holds colours ({colour.photometric}), volumes hold one number per "
@@ -182,37 +184,3 @@ def _require_volume(instances: Sequence[Instance], name: str) -> None:
             f"{name} holds slices of {len(references)} frames of reference (FrameOfReferenceUID), so their "
             "places cannot be compared. Put each into a series of its own."
         )
-
-
-def _is_colour(instance: Instance) -> bool:
-    return instance.samples != 1 or "PALETTE" in instance.photometric
-
-
-def _scaled(values: NDArray[Any], instance: Instance, scaling: tuple[float, float]) -> NDArray[np.float32]:
-    slope, intercept = scaling
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite
-        numbers = (_upright(values, instance).astype(np.float64) * slope + intercept).astype(np.float32)
-    if not np.isfinite(numbers).all():
-        raise DataError(
-            f"{instance.path} holds NaN or infinity, or numbers beyond float32 after its rescaling by "
-            f"{slope:g} and {intercept:g}. Export it again."
-        )
-    return numbers
-
-
-def _upright(values: NDArray[Any], instance: Instance) -> NDArray[Any]:
-    """Values mirrored in their range where the smallest is displayed as white."""
-    if instance.photometric != "MONOCHROME1" or instance.modality in QUANTITIES:
-        return values
-    low, high = instance.stored_range
-    mirrored: NDArray[Any] = (low + high - values.astype(np.float64)).astype(values.dtype)
-    return mirrored
-
-
-def _picture(frame: NDArray[Any], instance: Instance) -> NDArray[Any]:
-    if frame.ndim == 3:
-        colours = np.ascontiguousarray(np.moveaxis(frame, -1, 0))
-        return colours if colours.dtype in (np.uint8, np.uint16) else colours.astype(np.float32)
-    if instance.stored_range == (0, 255):
-        return np.ascontiguousarray(_upright(frame, instance).astype(np.uint8))[np.newaxis]
-    return np.ascontiguousarray(_scaled(frame, instance, instance.scalings[0]))[np.newaxis]

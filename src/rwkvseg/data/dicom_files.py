@@ -8,7 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from rwkvseg.data.dicom import Series
-from rwkvseg.data.dicom_headers import Instance, is_dicom, is_marked, read_instance
+from rwkvseg.data.dicom_headers import Instance, read_instance
+from rwkvseg.data.dicom_parsing import is_dicom, is_marked
 from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.io import case_suffix
 from rwkvseg.data.notices import say_once

@@ -1,39 +1,25 @@
-"""One DICOM file through pydicom: what its header says, and its pixels frame by frame.
+"""What the header of one DICOM file says of its image: an Instance.
 
-The one place that knows what pydicom returns; pydicom (the extra `dicom`) is imported when first needed.
+Of files with functional groups (enhanced multi-frame) a frame's own group wins over the shared one.
 """
 
-import logging
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rwkvseg.data.dicom_geometry import Plane
-from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError, UnreadableFileError
-from rwkvseg.memory import available_memory, show_size
+from rwkvseg.data.dicom_parsing import damage_named, import_pydicom, read_dataset
 
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
-    "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType",
+    "Modality", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "FrameOfReferenceUID", "RescaleSlope",
-    "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-QUANTITIES = ("CT", "PT")  # their numbers mean something (HU, Bq/ml), whichever way they are displayed
-SUFFIXES = (".dcm", ".dicom")
-BARE = (b"\x02\0", b"\x08\0")  # first tags of data sets are of group 2 or 8
-CURE = "Install pylibjpeg[all] or python-gdcm, or decompress the file (dcmdjpeg, gdcmconv --raw)."
-DEFLATED = b"1.2.840.10008.1.2.1.99"
-START = 1024  # bytes of a file that tell whether it is DICOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +35,8 @@ class Instance:
     """SeriesNumber, 0 where there is none."""
     description: str
     modality: str
+    is_mosaic: bool
+    """Whether a scanner tiled the slices of a volume into this one image."""
     shape: tuple[int, int, int]
     """Frames, rows, columns."""
     samples: int
@@ -65,16 +53,10 @@ class Instance:
     thickness: float | None
     """Spacing between slices or their thickness in mm, where stated."""
 
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file may be DICOM: as `is_marked`, or by a beginning like that of old files."""
-    start = _start(path)
-    return is_marked(path) or (len(start) == 132 and start[:2] in BARE)
-
-
-def is_marked(path: Path) -> bool:
-    """Whether a file says by its mark or its name that it is DICOM."""
-    return _start(path)[128:] == b"DICM" or path.suffix.lower() in SUFFIXES
+    @property
+    def is_colour(self) -> bool:
+        """Whether a pixel has three numbers, once palettes are looked up."""
+        return self.samples != 1 or "PALETTE" in self.photometric
 
 
 def read_instance(path: Path) -> Instance | None:
@@ -85,7 +67,7 @@ def read_instance(path: Path) -> Instance | None:
         MissingExtraError: pydicom is not installed.
     """
     with damage_named(path):
-        header = _read(path, stop_before_pixels=True, specific_tags=TAGS)
+        header = read_dataset(path, stop_before_pixels=True, specific_tags=TAGS)
         kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         if kind is None:
             raise ValueError("its header ends before it says what it holds")
@@ -94,153 +76,6 @@ def read_instance(path: Path) -> Instance | None:
         if "Image Storage" in import_pydicom().uid.UID(str(kind)).name:
             raise ValueError("its header ends before it says how large the image is")
         return None
-
-
-def read_source(path: Path) -> Any:
-    """Whole header of a file as pydicom's Dataset, without pixels.
-
-    Raises:
-        UnreadableFileError, MissingExtraError: as `read_instance`.
-    """
-    with damage_named(path):
-        return _read(path, stop_before_pixels=True)
-
-
-def read_frames(instance: Instance) -> Iterator[NDArray[Any]]:
-    """Yield the stored values of every frame: (row, column), or (row, column, 3) of colours.
-
-    Palettes and luminance become red, green and blue. Nothing is scaled.
-
-    Raises:
-        UnreadableFileError: truncated, damaged, or of another size than the header says.
-        DataError: compressed in a way that no installed decoder reads, or more than memory.
-    """
-    from pydicom.pixels import apply_color_lut, pixel_array
-
-    path, (number, *shape) = instance.path, instance.shape
-    with damage_named(path):
-        dataset = _read(path)
-        _require_readable(dataset, path)
-    for index in range(number):
-        with damage_named(path):  # never around a yield: it changes what the whole process warns of
-            try:
-                values = pixel_array(dataset, index=index)
-            except RuntimeError as error:
-                raise _not_decompressed(dataset, path, error) from error
-            if "PALETTE" in instance.photometric:
-                values = apply_color_lut(values, dataset)
-            if list(values.shape[:2]) != shape:
-                raise ValueError(f"a frame has {values.shape[:2]} pixels, the header says {shape}")
-        yield values
-
-
-@contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Make whatever pydicom raises about a file an error that names it; its warnings go."""
-    try:
-        with quiet():
-            yield
-    except RWKVSegError:
-        raise
-    except Exception as error:  # of damaged files pydicom raises whatever its parts raise
-        told = " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
-        raise UnreadableFileError(
-            f"cannot decode {path}: {told}. It is truncated, damaged or not DICOM; fetch or export it again."
-        ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what pydicom and highdicom say of odd values, in tags that nobody here reads."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def import_pydicom() -> Any:
-    """The module pydicom.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtraError(
-            "DICOM files need pydicom. Install it with pip install 'rwkvseg[dicom]'."
-        ) from error
-    return pydicom
-
-
-def _start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)
-    except OSError:
-        return b""
-
-
-def _read(path: Path, **options: Any) -> Any:
-    pydicom = import_pydicom()
-    with path.open("rb") as file:
-        start = file.read(START)
-        file.seek(0)
-        if DEFLATED in start:
-            _require_inflatable(file, start)
-        dataset = pydicom.dcmread(file, force=start[128:132] != b"DICM", **options)
-    if dataset.file_meta.get("TransferSyntaxUID") is None:
-        implicit, little = dataset.original_encoding
-        names = {(True, True): "ImplicitVRLittleEndian", (False, True): "ExplicitVRLittleEndian"}
-        dataset.file_meta.TransferSyntaxUID = getattr(
-            pydicom.uid, names.get((implicit, little), "ExplicitVRBigEndian")
-        )
-    return dataset
-
-
-def _require_inflatable(file: BinaryIO, start: bytes) -> None:
-    """Refuse a file that inflates beyond memory; pydicom would inflate it at once."""
-    if start[132:136] != b"\x02\0\0\0":
-        raise ValueError("it is deflated and does not say where its data set starts")
-    file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the file meta information
-    inflater, size, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, available_memory() // 4
-    while piece := (inflater.unconsumed_tail or file.read(1 << 16)):
-        size += len(inflater.decompress(piece, 1 << 20))
-        if size > limit:
-            raise ValueError(f"it inflates to more than {show_size(limit)}")
-    file.seek(0)
-
-
-def _require_readable(dataset: Any, path: Path) -> None:
-    from pydicom.pixels import get_decoder
-
-    if dataset.get("ModalityLUTSequence"):
-        raise DataError(
-            f"{path} maps its values by a table (Modality LUT), which is not supported. "
-            "Export it with a rescale slope and intercept."
-        )
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        raise DataError(
-            f"the pixels of {path} are compressed as {syntax.name}, which no installed decoder reads. {CURE}"
-        )
-
-
-def _not_decompressed(dataset: Any, path: Path, error: RuntimeError) -> UnreadableFileError:
-    told = " ".join(str(error).split())[:200].rstrip(". ")
-    syntax = dataset.file_meta.TransferSyntaxUID.name
-    return UnreadableFileError(
-        f"cannot decompress {path} ({syntax}): {told}. It is damaged, or its decoder lacks this form. {CURE}"
-    )
 
 
 def _instance(header: Any, path: Path) -> Instance:
@@ -266,6 +101,7 @@ def _instance(header: Any, path: Path) -> Instance:
         number=int(header.get("SeriesNumber") or 0),
         description=str(header.get("SeriesDescription") or ""),
         modality=str(header.get("Modality") or ""),
+        is_mosaic="MOSAIC" in (header.get("ImageType") or ()),
         shape=shape,
         samples=int(header.get("SamplesPerPixel", 1)),
         photometric=str(header.get("PhotometricInterpretation", "")),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rwkvseg import __version__
 from rwkvseg.data.dicom import Series
-from rwkvseg.data.dicom_headers import quiet, read_source
+from rwkvseg.data.dicom_parsing import quiet, read_dataset
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError
 from rwkvseg.evaluation.pictures import class_colour
@@ -113,7 +113,7 @@ def _sources(series: Series) -> list[Any]:
             f"{series.name} is spread over {len(series.instances)} files of many frames, which a DICOM "
             "segmentation cannot refer to. Write --format nifti or png."
         )
-    sources = [read_source(path) for path in series.files]
+    sources = [read_dataset(path, stop_before_pixels=True) for path in series.files]
     for source in sources:
         for key in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
             if not source.get(key):
