@@ -53,6 +53,8 @@ STEPS = 3
 def train_shortly(candidate: Candidate, batch: int, device: str, *, graphs: bool) -> None:
     """Make steps in the order in which a run makes them: old gradients live through the forward pass."""
     network = candidate.build().to(device).train()
+    if len(candidate.sides) == 2:
+        network = network.to(memory_format=torch.channels_last)
     stride = getattr(network, "stride", ())
     loss = SegmentationLoss(stride=stride if isinstance(stride, tuple) else ())
     cuda = device == "cuda"

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_folders import write_volumes
@@ -67,6 +69,19 @@ def test_plan_as_json(rwkvseg, phantom_3d, tmp_path):
     assert content["files"][-1] == str(tmp_path / "p.yaml")
     values = {choice["key"]: choice["value"] for choice in content["choices"]}
     assert values["model.name"] == "urwkv3d_tiny"
+
+
+def test_without_a_limit_the_gpu_here_is_the_limit(rwkvseg, phantom, tmp_path, monkeypatch):
+    def limit(name):
+        _, out, _ = rwkvseg("plan", phantom, "-o", tmp_path / name, "--json")
+        return json.loads(out)["memory_bytes"]["limit"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert limit("cpu.yaml") == 8 * 2**30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = SimpleNamespace(total_memory=12345 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    assert limit("gpu.yaml") == 12345 * 2**20
 
 
 @pytest.mark.parametrize(

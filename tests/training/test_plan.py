@@ -1,7 +1,9 @@
 """From a folder to a recipe with reasons that trains as it is; what cannot be planned is explained."""
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +15,8 @@ from data_folders import write_pictures, write_volumes
 from rwkvseg.data.fingerprint_reader import take_fingerprint
 from rwkvseg.data.phantom import PHANTOM_LABELS
 from rwkvseg.errors import DataError, UsageError
+from rwkvseg.models.urwkv3d_config import URWKV3dConfig
+from rwkvseg.training import plan_memory
 from rwkvseg.training.plan import make_plan, write_plan
 from rwkvseg.training.plan_choices import Choice, PlanOptions, nested
 from rwkvseg.training.plan_text import recipe_text
@@ -125,8 +129,6 @@ def volumes(number=4, **changes):
 
 
 def plan_of(found, **options):
-    from pathlib import Path
-
     return make_plan(found, Path("x.yaml"), PlanOptions(8 * GIB, **options))
 
 
@@ -183,6 +185,48 @@ def test_a_split_file_is_kept_to(phantom, tmp_path):
     path.write_text(json.dumps({"train": ids[:1], "val": ids[4:5], "test": []}))
     with pytest.raises(DataError, match="leaves 1 cases to train on"):
         make_plan(take_fingerprint(phantom), out, OPTIONS, path)
+
+
+SIDE = st.integers(1, 400)
+MM = st.floats(0.1, 12)
+CASES = st.one_of(
+    st.lists(st.tuples(SIDE, SIDE), min_size=3, max_size=9),
+    st.lists(st.tuples(st.tuples(SIDE, SIDE, SIDE), st.tuples(MM, MM, MM)), min_size=3, max_size=9),
+)
+
+
+def plan_or_reason(found, memory):
+    try:
+        return make_plan(found, Path("x.yaml"), PlanOptions(int(memory * GIB)))
+    except UsageError as error:
+        return str(error)
+
+
+@settings(max_examples=60)
+@given(CASES, st.sampled_from(["RAS", "LPS", "SAR", "mixed"]), st.floats(0.4, 40))
+def test_any_folder_gives_a_valid_recipe_that_fits_or_a_reason(rows, orientation, memory):
+    """Costs are made up here, since what is tested is the search: 4 kB a pixel."""
+    cases = []
+    for index, row in enumerate(rows):
+        code = ("RAS", "ASL")[index % 2] if orientation == "mixed" else orientation
+        shape, spacing = row if isinstance(row[0], tuple) else (row, None)
+        cases.append(facts(f"c{index}", shape, spacing, **({"orientation": code} if spacing else {})))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_memory, "_measured", lambda c: (3_000_000, 4_000 * math.prod(c.sides)))
+        plan = plan_or_reason(fingerprint(cases), memory)
+    if isinstance(plan, str):
+        assert "--gpu-memory allows" in plan
+        assert memory < 1
+        return
+    recipe = Recipe.from_mapping(plan.content)
+    assert plan.fitted.memory.total <= memory * GIB
+    assert recipe.training.batch_size >= 2
+    if recipe.preprocessing.dimensions == 3:
+        strides = URWKV3dConfig(
+            widths=(8,) * 5, depths=(1,) * 4, strides=recipe.model.overrides["strides"]
+        ).strides
+        products = [math.prod(axis) for axis in zip(*strides, strict=True)]
+        assert all(side % n == 0 for side, n in zip(recipe.preprocessing.patch, products, strict=True))
 
 
 VALUES = st.one_of(

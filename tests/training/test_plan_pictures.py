@@ -113,12 +113,18 @@ def test_slices_are_those_of_the_preprocessing(spacing):
     assert planar(known) == cut.spatial_shape
 
 
+def test_several_structures_have_the_weights_of_synapse():
+    content, _ = planned(fingerprint([facts(f"p{n}", (64, 64)) for n in range(6)], classes=3))
+    assert content["loss"] == {"cross_entropy": 0.5, "dice": 0.5}
+
+
 def test_volumes_slice_by_slice():
     found = fingerprint(
         [facts(f"v{n}", (216, 256, 9), (1.5, 1.5, 10.0)) for n in range(20)], modality=("CT",)
     )
     content, _ = planned(found, dimensions=2)
     assert content["preprocessing"]["size"] == [224, 256]
+    assert content["loss"] == {"cross_entropy": 0.5, "dice": 1.0}
     assert content["preprocessing"]["normalisation"] == "percentile"  # "ct" is of whole volumes
     assert content["training"]["batch_size"] == 16  # items are slices, so 20 volumes are no limit
 

@@ -127,6 +127,8 @@ def test_only_training_cases_count():
         ((" ct ",), 0, "ct"),
         (("MRI",), -1000, "percentile"),  # what is said wins over what it looks like
         (None, -1010, "ct"),
+        (None, -3024, "ct"),
+        (None, -5000, "percentile"),
         (None, -500, "percentile"),
     ],
 )

@@ -156,12 +156,13 @@ def _network(task: Task, fitted: Fitted) -> list[Choice]:
 def _optimisation(fitted: Fitted) -> list[Choice]:
     batch = fitted.batch_size
     steps = round(PICTURES_DRAWN / (EPOCHS * batch))
+    of_what, dice = ("one structure", 1.0) if fitted.candidate.classes == 2 else ("several organs", 0.5)
     warmup = round(0.04 * steps * EPOCHS)
     why_batch = f"{fitted.told}; at most 32, and at most half of the training pictures."
     why_steps = f"{PICTURES_DRAWN:,} pictures are drawn in all, as in the recipes measured on Kvasir-SEG."
     return [
-        Choice("loss.cross_entropy", 0.5, "the weights of the RWKV-UNet paper for binary sets."),
-        Choice("loss.dice", 1.0),
+        Choice("loss.cross_entropy", 0.5, f"the weights of the RWKV-UNet paper for {of_what}."),
+        Choice("loss.dice", dice),
         Choice(
             "optimizer.learning_rate",
             scaled_rate(RATE, batch, RATE_BATCH),

@@ -10,7 +10,7 @@ from rwkvseg.training.plan_volumes import Grid, find_grid, first_patch, fit_patc
 PATCHES_DRAWN = 25_000
 EPOCHS = 30
 RATE, RATE_BATCH = 1e-3, 8
-AIR, AIR_RANGE = -1000, 100  # Hounsfield units
+DARKEST = (-3100, -900)  # Hounsfield units: air is -1000, what scanners put around their circle down to -3024
 
 
 def plan_volumes(task: Task) -> tuple[list[Choice], Fitted]:
@@ -45,9 +45,9 @@ def choose_normalisation(task: Task) -> tuple[str, str]:
                 "0.5 and 99.5 of the labelled training voxels and standardised alike."
             )
         lowest = found.channels[0].whole.percentiles["0.5"]
-        if not found.modality and abs(lowest - AIR) <= AIR_RANGE:
+        if not found.modality and DARKEST[0] <= lowest <= DARKEST[1]:
             return "ct", (
-                f"no file names the modality, but the darkest voxels lie at {lowest:g} as air does in CT: "
+                f"no file names the modality, but the darkest voxels lie at {lowest:g}, as in CT: "
                 "clipped to percentiles of the labelled training voxels and standardised alike."
             )
     return "percentile", (
