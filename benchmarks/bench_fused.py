@@ -2,8 +2,9 @@
 
     python benchmarks/bench_fused.py [--compile] [--cold] [--repeats 100] [--only gated,residual]
 
-Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24; those on volumes at the sizes of
-U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A convolution computes more than it moves: its share says little.
+Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24, their convolutions at those of
+tiny at 256, batch 32; those on volumes at the sizes of U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A
+convolution computes more than it moves: its share says little.
 
 Prints microseconds (medians) of the forward and the backward pass, the bytes that the pass cannot avoid (each
 map read or written once), and which share of the time those bytes need at the speed of a copy measured in the
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.ops import (
+    depthwise_conv2d,
     depthwise_conv3d,
     gated_layer_norm,
     residual_layer_norm,
@@ -30,7 +32,9 @@ from rwkvseg.ops import (
 
 SHAPES = [(24, 28, 28, 576), (24, 14, 14, 960)]  # (B, H, W, C)
 ODD = ((2, 13, 9, 70), (3, 1, 7, 33), (2, 28, 28, 576), (2, 14, 14, 960))
-VOLUMES = {  # (B, D, H, W, C)
+OWN_SHAPES = {  # (B, H, W, C) or (B, D, H, W, C)
+    "map depthwise 9": [(32, 128, 128, 64), (32, 64, 64, 96), (32, 32, 32, 192), (32, 16, 16, 160)],
+    "map depthwise 5": [(32, 128, 128, 64), (32, 32, 32, 288)],
     "volume shift 3": [(8, 12, 16, 12, 48), (8, 6, 8, 6, 120)],
     "depthwise 3": [(8, 48, 64, 48, 32), (8, 24, 32, 24, 64)],
     "depthwise 5": [(8, 24, 32, 24, 64), (8, 6, 8, 6, 240)],
@@ -43,6 +47,8 @@ MAPS = {
     "gated": (3, 5),
     "residual": (3, 3),
     "volume shift 3": (4, 5),
+    "map depthwise 9": (2, 3),
+    "map depthwise 5": (2, 3),
     "depthwise 3": (2, 3),
     "depthwise 5": (2, 3),
 }
@@ -78,11 +84,19 @@ def depthwise(x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, ...]:
     return (depthwise_conv3d(x, weight, backend=backend),)
 
 
+def map_depthwise(x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, ...]:
+    return (depthwise_conv2d(x, weight, backend=backend),)
+
+
 def build(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
     maps = [torch.randn(shape, device="cuda", dtype=dtype) for _ in range(5)]
     vectors = [torch.rand(shape[-1], device="cuda") for _ in range(3)]
-    if name.startswith("depthwise"):
+    if name.startswith("map"):
+        maps = [x.permute(0, 3, 1, 2) for x in maps[:2]]
+        kernel = torch.randn(shape[-1], 1, *[int(name[-1])] * 2, device="cuda")
+        leaves, gs, operator = [maps[0], kernel], maps[1:], map_depthwise
+    elif name.startswith("depthwise"):
         maps = [x.permute(0, 4, 1, 2, 3).contiguous() for x in maps[:2]]
         kernel = torch.randn(shape[-1], 1, *[int(name[-1])] * 3, device="cuda")
         leaves, gs, operator = [maps[0], kernel], maps[1:], depthwise
@@ -106,7 +120,8 @@ def results(case: Case, backend: str, dtype: torch.dtype | None = None) -> list[
 
 
 def refuse_wrong_kernels(name: str, dtype: torch.dtype) -> None:
-    for shape in ODD_VOLUMES if name in VOLUMES else ODD:
+    volumes = any(len(shape) == 5 for shape in OWN_SHAPES.get(name, []))
+    for shape in ODD_VOLUMES if volumes else ODD:
         case = build(name, shape, dtype)
         exact = results(case, "torch", torch.float64)
         found, plain = results(case, "triton"), results(case, "torch")
@@ -198,8 +213,8 @@ def main() -> None:
     ]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {speed / 1e6:.2f} TB/s, ", end="")
     print("cold" if arguments.cold else "warm", "second-level cache")
-    for shape in (*SHAPES, *dict.fromkeys(shape for name in VOLUMES for shape in VOLUMES[name])):
-        at_this = [name for name in names if shape in VOLUMES.get(name, SHAPES)]
+    for shape in (*SHAPES, *dict.fromkeys(shape for shapes in OWN_SHAPES.values() for shape in shapes)):
+        at_this = [name for name in names if shape in OWN_SHAPES.get(name, SHAPES)]
         for dtype in (torch.bfloat16, torch.float32) if at_this else ():
             print(f"\n{shape} {str(dtype).removeprefix('torch.')}\n")
             print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")

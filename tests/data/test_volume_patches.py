@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvseg.data.transforms import Augmentation, build_augmentation, sample_generator
+from augment_one import augment_one
+from rwkvseg.data.transforms import Augmentation, sample_generator
 from rwkvseg.data.volume_patches import (
     cut_patch,
     draw_corner,
@@ -171,13 +172,13 @@ def test_geometry_is_as_frequent_as_it_says_and_absent_without_ranges():
 
 
 def test_flips_of_all_axes_move_image_and_label_together():
-    augment = build_augmentation(Augmentation(flip_rows=1, flip_columns=1, flip_slices=1))
+    settings = Augmentation(flip_rows=1, flip_columns=1, flip_slices=1)
     image, label = volume()
-    flipped, flipped_label = augment(image, label, sample_generator(0, 0, "a"))
+    flipped, flipped_label = augment_one(settings, image, label, sample_generator(0, 0, "a"))
     assert torch.equal(flipped, image.flip(1, 2, 3))
     assert torch.equal(flipped_label, label.flip(0, 1, 2))
-    only = build_augmentation(Augmentation(flip_slices=1))
-    assert torch.equal(only(image, label, sample_generator(0, 0, "a"))[0], image.flip(3))
+    only = Augmentation(flip_slices=1)
+    assert torch.equal(augment_one(only, image, label, sample_generator(0, 0, "a"))[0], image.flip(3))
 
 
 INTENSITIES = {
@@ -191,23 +192,23 @@ INTENSITIES = {
 
 @pytest.mark.parametrize("kind", INTENSITIES)
 def test_intensities_change_and_labels_do_not(kind):
-    augment = build_augmentation(Augmentation(**INTENSITIES[kind]))
+    settings = Augmentation(**INTENSITIES[kind])
     image, label = volume()
     before = image.clone()
-    changed, same = augment(image, label, sample_generator(0, 1, "a"))
+    changed, same = augment_one(settings, image, label, sample_generator(0, 1, "a"))
     assert changed.shape == image.shape
     assert changed.dtype == torch.float32
     assert not torch.allclose(changed, image)
     assert torch.equal(same, label)
     assert torch.equal(image, before)
-    again, _ = augment(image, label, sample_generator(0, 1, "a"))
+    again, _ = augment_one(settings, image, label, sample_generator(0, 1, "a"))
     assert torch.equal(again, changed)
 
 
 def test_gamma_keeps_order_mean_and_deviation():
-    augment = build_augmentation(Augmentation(gamma=0.7, gamma_probability=1))
+    settings = Augmentation(gamma=0.7, gamma_probability=1)
     image, label = volume()
-    changed, _ = augment(image, label, sample_generator(0, 2, "a"))
+    changed, _ = augment_one(settings, image, label, sample_generator(0, 2, "a"))
     torch.testing.assert_close(changed.mean(), image.mean())
     torch.testing.assert_close(changed.std(), image.std())
     assert torch.equal(changed.flatten().argsort(), image.flatten().argsort())

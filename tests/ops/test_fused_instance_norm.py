@@ -1,5 +1,6 @@
 """instance_norm: values and gradients against the definition, and that against torch."""
 
+import math
 from functools import partial
 
 import pytest
@@ -61,8 +62,9 @@ def test_of_a_single_pixel_the_bias_is_left(gelu: bool, backend: str, device: st
     out, gx, gw, gb = run(partial(operator, backend, gelu), leaves, gs, device)
     bias = F.gelu(leaves[2]) if gelu else leaves[2]
     torch.testing.assert_close(out, bias.view(1, 3, 1, 1, 1).expand(2, -1, -1, -1, -1))
-    assert not gx.any()
-    assert not gw.any()
+    rounding = 1e-7 / math.sqrt(1e-5)  # of what is left after the mean, over a deviation of zero
+    assert gx.abs().max() <= rounding * gs[0].abs().max()
+    assert gw.abs().max() <= rounding * gs[0].abs().max()
     assert gb.all()
 
 

@@ -2,11 +2,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from rwkvseg.data.layouts import read_case
 from rwkvseg.data.transforms import preprocess
 from rwkvseg.training.datamodule import EpochSampler, SegmentationData, SegmentationItems
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.resident import ResidentItems, fits
+from rwkvseg.training.run import train
 from rwkvseg.training.run_folder import open_recipe_data
 from small import small_recipe
 
@@ -20,7 +23,7 @@ def make_data(folder, **training):
 def batches_of(data, epoch):
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
-    return list(loader)
+    return [data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in loader]
 
 
 def equal(first, second):
@@ -148,3 +151,51 @@ def test_slices_know_their_volume(phantom_3d):
     assert [items[0, position]["case"] for position in (0, 8, 9, 26)] == [0, 0, 1, 2]
     assert items.items[10].id == f"{files.cases[1].id}:0001"
     assert items[0, 0]["image"].shape == (1, 32, 32)
+
+
+def test_a_set_that_lies_on_the_device_gives_the_same_batches(phantom, monkeypatch):
+    data = make_data(phantom, batch_size=5, steps_per_epoch=4)
+    wanted = [batches_of(data, epoch) for epoch in (0, 1)]
+    validated = list(data.val_dataloader())
+    monkeypatch.setattr("rwkvseg.training.datamodule.fits", lambda *_: True)
+    loader = data.train_dataloader()
+    assert isinstance(loader.dataset, ResidentItems)
+    assert len(loader) == len(wanted[0]) == 4
+    assert equal(wanted[0], batches_of(data, 0))
+    assert equal(wanted[1], batches_of(data, 1))
+    assert equal(validated, list(data.val_dataloader()))
+
+
+def test_a_run_whose_pictures_lie_on_the_device_is_the_same_run(phantom, tmp_path, monkeypatch):
+    recipe = Recipe.from_mapping(small_recipe(phantom))
+    wanted = train(recipe, tmp_path / "plain", device="cpu").summary
+    monkeypatch.setattr("rwkvseg.training.datamodule.fits", lambda *_: True)
+    found = train(recipe, tmp_path / "resident", device="cpu").summary
+    assert found["results"] == wanted["results"]
+
+
+def test_what_stays_on_a_device(phantom, monkeypatch):
+    gpu, free = torch.device("cuda"), 16 * 32 * 32 * 5 * 4  # the images, and a fourth of it may be used
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
+    assert fits(make_data(phantom).train, gpu)
+    assert not fits(make_data(phantom).train, torch.device("cpu"))
+    assert not fits(make_data(phantom, cache_gigabytes=1e-6).train, gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 4, 2 * free))
+    assert not fits(make_data(phantom).train, gpu)
+
+
+def test_pictures_of_several_sizes_stay_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**40, 2**40))
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(12):
+        for part in ("images", "masks"):
+            Image.new("L", (32 + i % 2, 24), i % 2).save(tmp_path / part / f"{i}.png")
+    content = small_recipe(tmp_path)
+    content["data"]["labels"] = {"background": 0, "thing": 1}
+    content["preprocessing"]["size"] = None
+    content["training"]["batch_size"] = 1
+    recipe = Recipe.from_mapping(content)
+    files, labels, split = open_recipe_data(recipe)
+    data = SegmentationData(files.cases, split, labels, recipe)
+    assert not fits(data.train, torch.device("cuda"))

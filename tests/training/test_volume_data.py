@@ -24,7 +24,7 @@ def make_data(folder, *, changes=None, scratch=None, **training):
 def batches_of(data, epoch=0):
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
-    return list(loader)
+    return [data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in loader]
 
 
 def equal(first, second):

@@ -204,7 +204,8 @@ def test_the_loss_falls_on_real_volumes(shared_data):
     module = SegmentationModule(network, recipe, num_classes=3, val_cases=1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     losses = []
-    for batch in data.train_dataloader():
+    for loaded in data.train_dataloader():
+        batch = data.transfer_batch_to_device(loaded, torch.device("cpu"), 0)
         loss = module.loss(network(batch["image"]), batch["label"])
         optimizer.zero_grad()
         loss.backward()

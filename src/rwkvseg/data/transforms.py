@@ -1,17 +1,14 @@
-"""Augmentation on the network's own grid by MONAI, and the preprocessing names (preprocessing.py).
+"""Settings of augmentation on the network's own grid, and the preprocessing names (preprocessing.py).
 
 Every draw comes from one generator that is a function of (seed, epoch, case): workers, platforms and
-PYTHONHASHSEED change nothing. MONAI is loaded when an augmentation is built, not before.
+PYTHONHASHSEED change nothing. How the settings are carried out is in augmentation.py.
 """
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from rwkvseg.data.preprocessing import (
     Preprocessing,
@@ -27,7 +24,6 @@ from rwkvseg.data.preprocessing import (
 __all__ = [
     "Augmentation",
     "Preprocessing",
-    "build_augmentation",
     "iterate_slices",
     "normalise",
     "preprocess",
@@ -37,8 +33,6 @@ __all__ = [
     "sample_generator",
     "slice_axis",
 ]
-
-Augment = Callable[[Tensor, Tensor, np.random.RandomState], tuple[Tensor, Tensor]]
 
 
 class Augmentation(BaseModel):
@@ -69,8 +63,7 @@ class Augmentation(BaseModel):
     """Of volumes: probability of reversing axis 2."""
     elastic_probability: float = Field(1.0, ge=0, le=1)
     elastic: float = Field(0.0, ge=0, le=0.2)
-    """Largest displacement, at 8 x 8 control points, as a fraction of each side; a resampling of its own. Not
-    of volumes."""
+    """Largest displacement, at 8 x 8 control points, as a fraction of each side. Not of volumes."""
     padding: Literal["reflection", "zeros"] = "reflection"
     """What comes in from outside; "zeros" is background in the label. Around volumes there are zeros."""
     contrast_probability: float = Field(1.0, ge=0, le=1)
@@ -91,20 +84,6 @@ class Augmentation(BaseModel):
     noise_probability: float = Field(0.5, ge=0, le=1)
     noise: float = Field(0.0, ge=0)
     """Largest standard deviation of Gaussian noise."""
-
-
-def build_augmentation(settings: Augmentation) -> Augment:
-    """Make the function (image (C, H, W) float32, label (H, W), generator) -> (image, label), shapes kept.
-
-    Of patches (C, D, H, W) only intensities and flips change: geometry is part of cutting them, see
-    volume_patches.py.
-
-    Image and label move together: the image is interpolated linearly, the label takes the nearest pixel. The
-    inputs are not changed.
-    """
-    from rwkvseg.data.augmentation import augment
-
-    return partial(augment, settings)
 
 
 def sample_generator(seed: int, epoch: int, case_id: str) -> np.random.RandomState:

@@ -1,7 +1,7 @@
-"""From cases and a split to batches: preprocessed once, kept in memory when small, augmented per draw.
+"""From cases and a split to batches: preprocessed once, kept in memory when small, augmented on the device.
 
 Legend: an item is what the network sees once: a picture, or one slice of a volume. Patches of volumes are
-made by volume_data.py.
+made by volume_data.py, batches of a set that lies on the GPU whole by resident.py.
 """
 
 import os
@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rwkvseg.data.augmentation import Numbers, augment_batch, draw_numbers
 from rwkvseg.data.case import Case
 from rwkvseg.data.layouts import CaseFiles, read_case
 from rwkvseg.data.splits import Split
-from rwkvseg.data.transforms import build_augmentation, preprocess, sample_generator
+from rwkvseg.data.transforms import preprocess, sample_generator
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.resident import ResidentItems, as_it_is, fits
 from rwkvseg.training.volume_data import VolumeItems, with_intensity
 
 Draw = tuple[int, int]  # (pass through the items, position of the item)
@@ -38,11 +41,13 @@ class Item:
 class SegmentationItems(Dataset[dict[str, Any]]):
     """Preprocessed items of some cases, indexed by (pass, position) so that augmentation knows the pass.
 
+    With `augment` an item holds the numbers that decide its augmentation, see `augment_batch`.
+
     Args:
         files: the cases.
         labels: name -> value of every label.
         recipe: preprocessing, augmentation, seed and memory for the cache.
-        augment: whether to augment (training) or not (validation).
+        augment: whether they are augmented (training) or not (validation).
         on_case: called after each case is read, for a progress bar.
     """
 
@@ -58,7 +63,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         self.files = {case.id: case for case in files}
         self.labels = labels
         self.recipe = recipe
-        self.augmentation = build_augmentation(recipe.augmentation) if augment else None
+        self.augment = augment
         self.items: list[Item] = []
         self._kept: dict[str, list[Case]] = {}
         room = recipe.training.cache_gigabytes * 2**30
@@ -78,16 +83,30 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        number_of_pass, position = draw
+        image, label = self.pair(draw[1])
+        found: dict[str, Any] = {"image": image, "label": label, "case": self.items[draw[1]].case_index}
+        if self.augment:
+            found["numbers"] = self.numbers(draw)
+        return found
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no item is read anew."""
+        return len(self._kept) == len(self.files)
+
+    def pair(self, position: int) -> tuple[Tensor, Tensor]:
+        """Image (C, H, W) float32 and label (H, W) uint8 of an item, not augmented."""
         item = self.items[position]
         slices = self._kept[item.case] if item.case in self._kept else self._read(item.case)
         source = slices[item.position]
         image = torch.from_numpy(np.ascontiguousarray(source.image))
-        label = torch.from_numpy(_label(source).astype(np.uint8))
-        if self.augmentation is not None:
-            generator = sample_generator(self.recipe.training.seed, number_of_pass, item.id)
-            image, label = self.augmentation(image, label, generator)
-        return {"image": image, "label": label, "case": item.case_index}
+        return image, torch.from_numpy(_label(source).astype(np.uint8))
+
+    def numbers(self, draw: Draw) -> Numbers:
+        """What decides the augmentation of an item at a pass."""
+        number_of_pass, position = draw
+        generator = sample_generator(self.recipe.training.seed, number_of_pass, self.items[position].id)
+        return draw_numbers(self.recipe.augmentation, self.recipe.preprocessing.channels, generator)
 
 
 def _label(case: Case) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
@@ -178,8 +197,20 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             if isinstance(items, VolumeItems):
                 items.close()
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move a batch, and augment it there if it says how."""
+        numbers = batch.pop("numbers", None)
+        moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if numbers is not None:
+            moved["image"], moved["label"] = augment_batch(
+                self.recipe.augmentation, moved["image"], moved["label"], numbers.numpy()
+            )
+        return moved
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Batches of the training part in the order of the epoch."""
+        """Batches of the training part in the order of the epoch, with what decides their augmentation."""
         settings = self.recipe.training
         number = len(self.train)
         draws = settings.steps_per_epoch * settings.batch_size if settings.steps_per_epoch else number
@@ -196,6 +227,10 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
     ) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
         sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if isinstance(items, SegmentationItems) and fits(items, device):
+            resident = ResidentItems(items, device)
+            return make_loader(resident, sampler, batch_size=settings.batch_size, workers=0)
         workers = number_of_workers(settings.workers) if shuffle else 0
         whole = isinstance(items, VolumeItems) and not shuffle  # volumes differ in size
         return make_loader(items, sampler, batch_size=1 if whole else settings.batch_size, workers=workers)
@@ -217,13 +252,15 @@ def make_loader(
     items: Dataset[dict[str, Any]], sampler: EpochSampler, *, batch_size: int, workers: int
 ) -> DataLoader[dict[str, Any]]:
     """Batches of what the sampler draws, by so many processes (0: this one)."""
+    resident = isinstance(items, ResidentItems)
     return _LateLoader(
         items,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not resident,
+        collate_fn=as_it_is if resident else None,
         worker_init_fn=_one_thread if workers else None,
         generator=torch.Generator(),  # else it draws from the global one, as often as workers are started
     )

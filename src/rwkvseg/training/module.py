@@ -148,11 +148,11 @@ class SegmentationModule(RecipeModule):
     def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
         """Loss, and true positive, predicted and true pixels of every class, added to their case.
 
-        Volumes are predicted patch by patch, see `predict_volume`; they have no loss.
+        Volumes are predicted patch by patch, see `label_volume`; they have no loss.
         """
         label = batch["label"].long()
         if self.patch is not None:
-            prediction = predict_volume(self.network, batch["image"][0], self.patch, self.batch_size)[None]
+            prediction = label_volume(self.network, batch["image"][0], self.patch, self.batch_size)[None]
         else:
             logits = self(laid_out(batch["image"]))
             prediction = logits.argmax(1)
@@ -166,7 +166,7 @@ class SegmentationModule(RecipeModule):
         self.log("val_dsc", mean_dsc(counts))
 
 
-def predict_volume(network: nn.Module, image: Tensor, patch: tuple[int, int, int], batch_size: int) -> Tensor:
+def label_volume(network: nn.Module, image: Tensor, patch: tuple[int, int, int], batch_size: int) -> Tensor:
     """Label map (i, j, k) of image (C, i, j, k) by overlapping patches, never all its logits at once."""
     i, j, k = image.shape[1:]
     prediction = torch.empty((i, j, k), dtype=torch.long, device=image.device)

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from rwkvseg.data.augmentation import draw_numbers
 from rwkvseg.data.case import Case
 from rwkvseg.data.layouts import CaseFiles, read_case
-from rwkvseg.data.transforms import build_augmentation, sample_generator
+from rwkvseg.data.transforms import sample_generator
 from rwkvseg.data.volume_intensity import foreground_intensity
 from rwkvseg.data.volume_patches import (
     Places,
@@ -129,13 +130,14 @@ def _empty_folder(folder: Path | None) -> Path:
 class VolumeItems(Dataset[dict[str, Any]]):
     """One item a case, indexed by (pass, position): a random patch in training, else the whole volume.
 
-    A patch is a pure function of (seed, pass, case): its place, its geometry, its intensities.
+    A patch is a pure function of (seed, pass, case): its place, its geometry, and the numbers that decide how
+    its intensities change, see `augment_batch`.
 
     Args:
         files: the cases.
         labels: name -> value of every label.
         recipe: preprocessing, augmentation, seed and memory for the cache.
-        augment: whether to cut and augment patches (training) or not (validation).
+        augment: whether to cut patches (training) or not (validation).
         on_case: called after each case is read, for a progress bar.
         folder: see `VolumeStore`.
     """
@@ -154,7 +156,7 @@ class VolumeItems(Dataset[dict[str, Any]]):
         self.recipe = recipe
         self.patch = recipe.preprocessing.patch
         self.ids = [case.id for case in files]
-        self.augmentation = build_augmentation(recipe.augmentation) if augment else None
+        self.augment = augment
         self._store = VolumeStore(recipe.training.cache_gigabytes * 2**30, folder)
         for case in files:
             prepared, _ = to_network_grid(read_case(case, labels), recipe.preprocessing)
@@ -174,12 +176,13 @@ class VolumeItems(Dataset[dict[str, Any]]):
         number_of_pass, position = draw
         case = self.ids[position]
         volume = self._store[case]
-        if self.augmentation is None:
+        if not self.augment:
             image, label = torch.from_numpy(volume.image), torch.from_numpy(volume.label)
-        else:
-            generator = sample_generator(self.recipe.training.seed, number_of_pass, case)
-            image, label = self.augmentation(*self._cut(volume, generator), generator)
-        return {"image": image, "label": label, "case": position}
+            return {"image": image, "label": label, "case": position}
+        generator = sample_generator(self.recipe.training.seed, number_of_pass, case)
+        image, label = self._cut(volume, generator)
+        numbers = draw_numbers(self.recipe.augmentation, len(image), generator)
+        return {"image": image, "label": label, "case": position, "numbers": numbers}
 
     def _cut(self, volume: Volume, generator: np.random.RandomState) -> tuple[torch.Tensor, torch.Tensor]:
         corner = draw_corner(

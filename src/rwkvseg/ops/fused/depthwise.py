@@ -1,15 +1,25 @@
-"""Depthwise convolution of volumes: every channel with a kernel of its own, sizes kept.
+"""Depthwise convolution of maps and volumes: every channel with a kernel of its own, sizes kept.
 
-B: volumes, C: channels, D, H, W: axes. cuDNN and torch take most of their time for it in the gradient of the
-weights, five times what the forward pass takes.
+B: images or volumes, C: channels, D, H, W: axes. cuDNN and torch take most of their time for it in the
+gradients, and for large kernels even forward many times what reading and writing the maps takes.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError
 from rwkvseg.ops.backends import check_floating, choose_backend
-from rwkvseg.ops.fused.operators import triton_depthwise_conv3d
+from rwkvseg.ops.fused.operators import triton_depthwise_conv
+
+
+def naive_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve by torch, in the dtype of x: zeros outside, stride 1.
+
+    x: (B, C, H, W), weight: (C, 1, odd, odd) -> as x.
+    """
+    padding = [side // 2 for side in weight.shape[2:]]
+    return F.conv2d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
 
 
 def naive_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
@@ -20,6 +30,40 @@ def naive_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
     padding = [side // 2 for side in weight.shape[2:]]
     y = F.conv3d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
     return y.to(x.dtype)  # autocast may have convolved in 16 bit
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
+    """Convolve every channel of maps with its own kernel: zeros outside, stride 1, sizes kept.
+
+    Under autocast it computes in autocast's type, as torch's convolutions do. With "triton" sums are float32,
+    the result is channels-last, and the same input gives the same bits, gradients included.
+
+    Args:
+        x: Maps (B, C, H, W), any size >= 1 along every axis; best channels-last.
+        weight: Kernels (C, 1, odd, odd).
+        backend: "auto" takes the fastest for the device; "torch" is torch's own convolution; "triton" is
+            without second derivative and vmap.
+
+    Returns:
+        A map like x.
+
+    Raises:
+        ShapeError: x does not have four axes of at least 1, or the weight is not (C, 1, odd, odd).
+        UsageError: integers, or tensors on several devices.
+        BackendError: an unknown backend, or one that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> depthwise_conv2d(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 3)).flatten()
+        tensor([2., 3., 3., 2.])
+    """
+    _check(x, weight, axes=2)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if choose_backend(backend, [x, weight], available=("torch", "triton"), fallback="torch") == "triton":
+        y: Tensor = triton_depthwise_conv(x, weight)
+        return y
+    return naive_depthwise_conv2d(x, weight)
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -48,23 +92,21 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
         >>> depthwise_conv3d(x, torch.ones(1, 1, 1, 1, 3)).flatten()
         tensor([2., 3., 3., 2.])
     """
-    _check(x, weight)
+    _check(x, weight, axes=3)
     if choose_backend(backend, [x, weight], available=("torch", "triton"), fallback="torch") == "triton":
-        y: Tensor = triton_depthwise_conv3d(x, weight)
+        y: Tensor = triton_depthwise_conv(x, weight)
         return y
     return naive_depthwise_conv3d(x, weight)
 
 
-def _check(x: Tensor, weight: Tensor) -> None:
-    if x.ndim != 5 or 0 in x.shape:
-        raise ShapeError(f"x has shape {tuple(x.shape)}; give volumes (B, C, D, H, W), every axis at least 1")
-    if (
-        weight.ndim != 5
-        or weight.shape[:2] != (x.shape[1], 1)
-        or any(side % 2 == 0 for side in weight.shape[2:])
-    ):
+def _check(x: Tensor, weight: Tensor, *, axes: int) -> None:
+    if x.ndim != 2 + axes or 0 in x.shape:
+        wanted = "maps (B, C, H, W)" if axes == 2 else "volumes (B, C, D, H, W)"
+        raise ShapeError(f"x has shape {tuple(x.shape)}; give {wanted}, every axis at least 1")
+    even = any(side % 2 == 0 for side in weight.shape[2:])
+    if weight.ndim != 2 + axes or weight.shape[:2] != (x.shape[1], 1) or even:
         raise ShapeError(
             f"the weight has shape {tuple(weight.shape)}; "
-            f"give ({x.shape[1]}, 1, odd, odd, odd), one kernel a channel"
+            f"give ({', '.join([str(x.shape[1]), '1', *['odd'] * axes])}), one kernel a channel"
         )
     check_floating(x=x, weight=weight)

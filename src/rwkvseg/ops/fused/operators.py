@@ -1,7 +1,7 @@
 """The Triton forms as custom operators of torch: shapes for tracing, gradients, refusals.
 
-Maps are (B, H, W, C) or (B, ..., C), those of a convolution (B, C, D, H, W). The kernels and Triton itself
-are imported at the first call.
+Maps are (B, H, W, C) or (B, ..., C), those of a convolution (B, C, H, W) or (B, C, D, H, W). The kernels and
+Triton itself are imported at the first call.
 Saved for the backward pass: the inputs and nothing per pixel.
 """
 
@@ -88,22 +88,24 @@ def triton_residual_layer_norm_backward(
     return triton_norm.backward_residual(y, weight, scale, g, eps)
 
 
-@torch.library.custom_op("rwkvseg::depthwise_conv3d", mutates_args=())
-def triton_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
-    """See `rwkvseg.ops.depthwise_conv3d`, which checks the arguments."""
-    from rwkvseg.ops.fused import triton_depthwise
+@torch.library.custom_op("rwkvseg::depthwise_conv", mutates_args=())
+def triton_depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """See `rwkvseg.ops.depthwise_conv2d` and `_conv3d`, which check the arguments."""
+    y: Tensor = _depthwise_kernels(x).convolve(x, weight, flipped=False)
+    return y
 
-    return triton_depthwise.convolve(x, weight, flipped=False)
 
-
-@torch.library.custom_op("rwkvseg::depthwise_conv3d_backward", mutates_args=())
-def triton_depthwise_conv3d_backward(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("rwkvseg::depthwise_conv_backward", mutates_args=())
+def triton_depthwise_conv_backward(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of the weight in float32."""
-    from rwkvseg.ops.fused import triton_depthwise
+    kernels = _depthwise_kernels(x)
+    return kernels.convolve(g, weight, flipped=True), kernels.gradient_of_weight(x, weight, g)
 
-    return triton_depthwise.convolve(g, weight, flipped=True), triton_depthwise.gradient_of_weight(
-        x, weight, g
-    )
+
+def _depthwise_kernels(x: Tensor) -> Any:
+    from rwkvseg.ops.fused import triton_depthwise, triton_depthwise2d
+
+    return triton_depthwise2d if x.ndim == 4 else triton_depthwise
 
 
 @torch.library.custom_op("rwkvseg::instance_norm", mutates_args=())
@@ -172,14 +174,19 @@ def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) ->
     return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
 
 
-@triton_depthwise_conv3d.register_fake
+def _convolved(x: Tensor) -> Tensor:
+    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
+
+
+@triton_depthwise_conv.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
-    return _like(x)
+    return _convolved(x)
 
 
-@triton_depthwise_conv3d_backward.register_fake
+@triton_depthwise_conv_backward.register_fake
 def _(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return _like(x), weight.new_empty(weight.shape, dtype=torch.float32)
+    return _convolved(x), weight.new_empty(weight.shape, dtype=torch.float32)
 
 
 @triton_instance_norm.register_fake
@@ -244,7 +251,7 @@ def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _depthwise_gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = ctx.saved_tensors
-    gx, of_weight = triton_depthwise_conv3d_backward(x, weight, g)
+    gx, of_weight = triton_depthwise_conv_backward(x, weight, g)
     return gx, of_weight.to(weight.dtype)
 
 
@@ -266,13 +273,13 @@ triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shi
 triton_spatial_shift_and_mix.register_autograd(_spatial_shift_gradients, setup_context=_save_spatial_shift)
 triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
 triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
-triton_depthwise_conv3d.register_autograd(_depthwise_gradients, setup_context=_save_depthwise)
+triton_depthwise_conv.register_autograd(_depthwise_gradients, setup_context=_save_depthwise)
 for _forward, _backward, _name in (
     (triton_instance_norm, triton_instance_norm_backward, "instance_norm"),
     (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
     (triton_spatial_shift_and_mix, triton_spatial_shift_and_mix_backward, "spatial_shift_and_mix"),
     (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
     (triton_residual_layer_norm, triton_residual_layer_norm_backward, "residual_layer_norm"),
-    (triton_depthwise_conv3d, triton_depthwise_conv3d_backward, "depthwise_conv3d"),
+    (triton_depthwise_conv, triton_depthwise_conv_backward, "depthwise_conv"),
 ):
     refuse_transforms(_forward, _backward, name=_name, backend="triton", instead="torch")

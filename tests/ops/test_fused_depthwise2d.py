@@ -1,0 +1,108 @@
+"""depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fused_cases import allowance, errors, exact, on_every_place, random, run, with_triton
+from torch import Tensor
+
+from rwkvseg.errors import ShapeError, UsageError
+from rwkvseg.ops import depthwise_conv2d
+from rwkvseg.ops.backends import why_not_triton
+from rwkvseg.ops.fused import operators
+from rwkvseg.ops.fused.depthwise import naive_depthwise_conv2d
+
+CASES = [
+    ((1, 1, 1, 1), (1, 1), torch.float32),
+    ((2, 3, 6, 5), (3, 3), torch.float32),
+    ((1, 17, 5, 19), (1, 5), torch.float32),  # tiles end inside rows, columns and channels
+    ((1, 33, 3, 2), (5, 1), torch.bfloat16),
+    ((1, 2, 3, 4), (5, 9), torch.float16),  # a kernel larger than the map
+]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that maps have several tiles, and a program of the weights' gradient several pieces."""
+    if why_not_triton([torch.empty(1)]) is None:
+        kernels = "rwkvseg.ops.fused.triton_depthwise2d"
+        monkeypatch.setattr(f"{kernels}.PROGRAMS", 8)
+        monkeypatch.setattr(f"{kernels}.ROWS", 2)
+
+
+@pytest.mark.parametrize(("shape", "kernel", "dtype"), CASES, ids=str)
+@on_every_place
+def test_values_and_gradients(
+    shape: tuple[int, ...], kernel: tuple[int, ...], dtype: torch.dtype, backend: str, device: str
+) -> None:
+    leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
+    gs = [random(*shape, seed=3, dtype=dtype)]
+    truth = exact(naive_depthwise_conv2d, leaves, gs)
+    found = run(lambda x, w: depthwise_conv2d(x, w, backend=backend), leaves, gs, device)
+    plain = errors(run(naive_depthwise_conv2d, leaves, gs, "cpu"), truth)
+    for ours, theirs in zip(errors(found, truth), plain, strict=True):
+        assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("channels", "side", "kernel"), [(64, 128, 9), (160, 16, 9), (288, 32, 5), (120, 61, 5)]
+)
+def test_the_networks_own_shapes(channels: int, side: int, kernel: int) -> None:
+    x, g = (random(3, channels, side, side, seed=s, dtype=torch.bfloat16).cuda() for s in (1, 2))
+    weight = random(channels, 1, kernel, kernel, seed=3).cuda()
+    results = []
+    for backend, part in (("triton", x), ("torch", x.float())):
+        leaves = part.requires_grad_(), weight.clone().requires_grad_()
+        y = depthwise_conv2d(*leaves, backend=backend)
+        results.append((y, *torch.autograd.grad(y, leaves, g.to(y.dtype))))
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours.float() - theirs).abs().max() <= 1e-2 * theirs.abs().max()
+
+
+@with_triton
+def test_any_layout_and_the_same_bits_twice(backend: str, device: str) -> None:
+    x, weight, g = random(2, 2, 3, 4, seed=1), random(2, 1, 3, 3, seed=2), random(2, 2, 3, 4, seed=3)
+    apart = x.to(memory_format=torch.channels_last)
+    wide = torch.cat([x, x], dim=3)[..., :4]
+    results = [
+        run(lambda x, w: depthwise_conv2d(x, w, backend=backend), [part, weight], [g], device)
+        for part in (x, apart, wide, x)
+    ]
+    for again in results[1:]:
+        for first, second in zip(results[0], again, strict=True):
+            assert torch.equal(first, second)
+
+
+@with_triton
+def test_it_is_an_operator_of_torch(backend: str, device: str) -> None:
+    x, g = (random(2, 2, 2, 3, seed=s, dtype=torch.bfloat16).to(device) for s in (1, 2))
+    weight = random(2, 1, 1, 3, seed=3).to(device)
+    torch.library.opcheck(operators.triton_depthwise_conv_backward, (x, weight, g))
+    torch.library.opcheck(operators.triton_depthwise_conv, (x.requires_grad_(), weight.requires_grad_()))
+    assert operators.triton_depthwise_conv(x, weight).is_contiguous(memory_format=torch.channels_last)
+
+
+@on_every_place
+def test_autocast_decides_the_type_as_of_torchs_convolution(backend: str, device: str) -> None:
+    x, weight = random(1, 2, 4, 5, seed=1).to(device), random(2, 1, 3, 3, seed=2).to(device)
+
+    def plain(x: Tensor) -> Tensor:
+        return F.conv2d(x, weight, padding=1, groups=2)
+
+    assert depthwise_conv2d(x, weight, backend=backend).dtype == torch.float32
+    with torch.autocast(device, torch.bfloat16):
+        mixed, wanted = depthwise_conv2d(x, weight, backend=backend), plain(x)
+    assert mixed.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), plain(x), rtol=0, atol=0.1)
+
+
+def test_refusals() -> None:
+    x, weight = torch.zeros(1, 2, 3, 3), torch.zeros(2, 1, 3, 3)
+    with pytest.raises(ShapeError, match=r"give maps \(B, C, H, W\)"):
+        depthwise_conv2d(x[0], weight)
+    with pytest.raises(ShapeError, match=r"give \(2, 1, odd, odd\)"):
+        depthwise_conv2d(x, torch.zeros(2, 1, 2, 3))
+    with pytest.raises(UsageError):
+        depthwise_conv2d(x.long(), weight)
