@@ -337,11 +337,14 @@ def test_names_in_any_letters_come_through(tmp_path):
     written = write_series(tmp_path / "ct", change=name)
     (files,) = find_inputs(written.folder)
     labels = bands().predict(read_case(files))
-    described = bands().description.model_copy(update={"labels": {"background": 0, "größe": 1, "肝臓": 3}})
+    names = {"background": 0, "größe": 1, "肝臓": 3, "a very long name of a structure " * 4: 4}
+    described = bands().description.model_copy(update={"labels": names})
     write_dicom_seg(tmp_path / "a.dcm", files, labels, described)
     seg = highdicom.seg.segread(tmp_path / "a.dcm")
     assert seg.PatientName == "Müller^Jörg"
-    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["größe", "肝臓"]
+    found = [segment.SegmentLabel for segment in seg.SegmentSequence]
+    assert found[:2] == ["größe", "肝臓"]
+    assert found[2].startswith("a very long name of a structure a very")
     assert seg.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "肝臓"
 
 

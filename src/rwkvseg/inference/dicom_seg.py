@@ -108,7 +108,7 @@ def _frames(prediction: LabelMap, series: Series) -> LabelMap:
 
 def _sources(series: Series) -> list[Any]:
     """Headers in the order of the slices; what may be empty by the standard is filled, the rest refused."""
-    if len(series.instances) > 1 and series.instances[0].shape[0] > 1:
+    if len(series.instances) > 1 and any(instance.shape[0] > 1 for instance in series.instances):
         raise DataError(
             f"{series.name} is spread over {len(series.instances)} files of many frames, which a DICOM "
             "segmentation cannot refer to. Write --format nifti or png."
@@ -162,28 +162,27 @@ def _segments(highdicom: Any, description: ModelDescription) -> list[Any]:
         source=f"rwkvseg {description.rwkvseg_version}",
     )
     structures = {name: value for name, value in description.labels.items() if value != 0}
-    return [
-        highdicom.seg.SegmentDescription(
+    segments = []
+    for number, (name, value) in enumerate(structures.items(), start=1):
+        category, structure = _concepts(highdicom, name)
+        segment = highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=name[:64],
-            segmented_property_category=codes.SCT.AnatomicalStructure
-            if name.lower() in KNOWN_STRUCTURES
-            else _private(highdicom, "SEGMENTED", "Segmented structure"),
-            segmented_property_type=_structure(highdicom, name),
+            segmented_property_category=category,
+            segmented_property_type=structure,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
             display_color=highdicom.color.CIELabColor.from_rgb(*class_colour(value)),
         )
-        for number, (name, value) in enumerate(structures.items(), start=1)
-    ]
+        segments.append(segment)
+    return segments
 
 
-def _structure(highdicom: Any, name: str) -> Any:
+def _concepts(highdicom: Any, name: str) -> tuple[Any, Any]:
+    """Category and type of a label."""
+    concept = highdicom.sr.CodedConcept
     if name.lower() in KNOWN_STRUCTURES:
         code, meaning = KNOWN_STRUCTURES[name.lower()]
-        return highdicom.sr.CodedConcept(code, "SCT", meaning)
-    return _private(highdicom, name.upper().replace(" ", "_"), name[:64])
-
-
-def _private(highdicom: Any, code: str, meaning: str) -> Any:
-    return highdicom.sr.CodedConcept(code, PRIVATE_SCHEME, meaning)
+        return concept("91723000", "SCT", "Anatomical Structure"), concept(code, "SCT", meaning)
+    category = concept("SEGMENTED", PRIVATE_SCHEME, "Segmented structure")
+    return category, concept(name.upper().replace(" ", "_"), PRIVATE_SCHEME, name[:64])
