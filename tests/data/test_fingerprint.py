@@ -3,16 +3,19 @@
 import json
 import tracemalloc
 
+import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 from PIL import Image
 
 from data_folders import write_pictures, write_volume, write_volumes
-from rwkvseg.data import open_data, read_case
+from rwkvseg.data import Case, open_data, read_case
+from rwkvseg.data.case_facts import CaseFacts
 from rwkvseg.data.fingerprint_plots import draw_plots
 from rwkvseg.data.fingerprint_reader import take_fingerprint
 from rwkvseg.data.fingerprint_text import class_rows, intensity_rows, overview
+from rwkvseg.data.preprocessing import Preprocessing, iterate_slices, slice_axis
 from rwkvseg.data.volume_intensity import foreground_intensity
 from rwkvseg.errors import DataError
 
@@ -188,6 +191,34 @@ def test_pictures_beside_volumes_are_refused(tmp_path):
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "labelsTr" / "flat.png")
     with pytest.raises(DataError, match=r"mixes pictures \(flat\) and volumes \(case00.\)"):
         take_fingerprint(tmp_path)
+
+
+def test_pictures_to_train_on_and_volumes_to_test_on_are_pictures(tmp_path):
+    """As in TransUNet's folders: a network for pictures sees the volumes slice by slice."""
+    write_pictures(tmp_path / "train", 3, (12, 14))
+    image, label = np.ones((5, 7, 4), np.float32), np.zeros((5, 7, 4), np.uint8)
+    label[1:3, 2:6, :2] = 1
+    for folder, values in (("images", image), ("masks", label)):
+        path = tmp_path / "test" / folder / "v.nii.gz"
+        path.parent.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 3.0, 1.0])), path)
+    found = take_fingerprint(tmp_path)
+    assert found.dimensions == 2
+    volume = next(case for case in found.cases if case.id == "test_v")
+    assert (volume.shape, volume.box, volume.spacing) == ((5, 7), (2, 4), None)
+    assert volume.voxels == {0: 140 - 16, 1: 16}
+    assert found.as_object()["size"] == {"median": [12, 14], "least": [5, 7], "most": [12, 14]}
+
+
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 5.0), (4.0, 1.0, 1.0), (2.0, 1.0, 2.0), None]
+)
+def test_slices_are_those_of_the_preprocessing(spacing):
+    case = Case("x", np.ones((1, 4, 6, 8), np.float32), np.ones((4, 6, 8), np.uint8), spacing=spacing)
+    cut = next(iterate_slices(case, slice_axis(case, Preprocessing())))
+    known = CaseFacts("x", None, None, {}, (4, 6, 8), 1, "u", spacing, None, {}, (1, 2, 3), (4, 6, 8), 0)
+    assert known.sliced().shape == cut.spatial_shape
+    assert len(known.sliced().box) == 2
 
 
 @pytest.mark.parametrize("folder", ["images", "imagesTr"])

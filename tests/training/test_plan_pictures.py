@@ -6,11 +6,9 @@ from dataclasses import replace
 import pytest
 from plan_cases import GIB, facts, fingerprint, task_of
 
-from rwkvseg.data.case import Case
-from rwkvseg.data.preprocessing import Preprocessing, iterate_slices, slice_axis
 from rwkvseg.errors import UsageError
 from rwkvseg.training.plan_choices import nested
-from rwkvseg.training.plan_pictures import image_size, is_grey, plan_pictures, planar, scaled_rate
+from rwkvseg.training.plan_pictures import image_size, is_grey, plan_pictures, scaled_rate
 
 
 def colour(size=(256, 256), number=100, **changes):
@@ -98,19 +96,6 @@ def test_grey_among_colour_is_repeated():
 )
 def test_sizes_keep_their_shape(middle, longest, size):
     assert image_size(middle, longest) == size
-
-
-@pytest.mark.parametrize(
-    "spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 5.0), (4.0, 1.0, 1.0), (2.0, 1.0, 2.0), None]
-)
-def test_slices_are_those_of_the_preprocessing(spacing):
-    import numpy as np
-
-    shape = (4, 6, 8)
-    case = Case("x", np.zeros((1, *shape), np.float32), spacing=spacing)
-    cut = next(iterate_slices(case, slice_axis(case, Preprocessing())))
-    known = facts("x", shape, spacing) if spacing else facts("x", shape, spacing=None)
-    assert planar(known) == cut.spatial_shape
 
 
 def test_several_structures_have_the_weights_of_synapse():

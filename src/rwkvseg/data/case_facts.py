@@ -1,8 +1,8 @@
 """What a fingerprint knows of one case, a few hundred bytes."""
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
@@ -54,6 +54,23 @@ class CaseFacts:
     def anisotropy(self) -> float | None:
         """Largest over smallest spacing."""
         return None if self.spacing is None else max(self.spacing) / min(self.spacing)
+
+    @property
+    def slice_axis(self) -> int:
+        """Axis along which a volume is cut into slices, as `preprocessing.slice_axis` without a recipe's."""
+        if self.spacing is None:
+            return len(self.shape) - 1
+        lengths = [round(mm, 4) for mm in self.spacing]
+        return len(lengths) - 1 - lengths[::-1].index(max(lengths))
+
+    def sliced(self) -> Self:
+        """A volume as the pictures that it is cut into: sizes within the slices, no geometry; voxels stay."""
+        box = None if self.box is None else self._without_axis(self.box)
+        shape, inner = (self._without_axis(sides) for sides in (self.shape, self.inner))
+        return replace(self, shape=shape, inner=inner, box=box, spacing=None, orientation=None)
+
+    def _without_axis(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        return sides[: self.slice_axis] + sides[self.slice_axis + 1 :]
 
     def as_object(self) -> dict[str, Any]:
         """Fields for JSON; what is not known is left out."""

@@ -35,8 +35,8 @@ def take_fingerprint(
         on_case: called with the number of cases done and in all.
 
     Raises:
-        DataError: as `open_data`; a folder without labels; none of its cases can be read; pictures beside
-            volumes.
+        DataError: as `open_data`; a folder without labels; none of its cases can be read; pictures and
+            volumes in one part. (Pictures to train on and volumes to test on are taken for pictures.)
     """
     folder = open_labelled(Path(root), layout)
     gathered = _Gathered(values_per_case(len(folder.cases)))
@@ -110,10 +110,11 @@ class _Gathered:
     """(channel, label value; None: the whole image; -1: all that is labelled)."""
 
     def add(self, case: Case, facts: CaseFacts) -> None:
-        if self.cases and len(self.cases[0].shape) != len(facts.shape):
-            first, other = sorted((self.cases[0], facts), key=lambda item: len(item.shape))
+        first = next((case for case in self.cases if case.part == facts.part), facts)
+        if len(first.shape) != len(facts.shape):
+            picture, volume = sorted((first, facts), key=lambda item: len(item.shape))
             raise DataError(
-                f"the folder mixes pictures ({first.id}) and volumes ({other.id}), which one network "
+                f"the folder mixes pictures ({picture.id}) and volumes ({volume.id}), which one network "
                 "cannot take. Split it into two folders."
             )
         self.cases.append(facts)
@@ -139,6 +140,11 @@ class _Gathered:
             for (channel, value), region in self.regions.items()
         }
 
+    def take_volumes_as_slices(self) -> None:
+        """Beside pictures in another part, a volume stands for its slices."""
+        if len({len(case.shape) for case in self.cases}) > 1:
+            self.cases = [case.sliced() if len(case.shape) == 3 else case for case in self.cases]
+
     def _region(self, channel: int, value: int | None) -> IntensityStatistics:
         return self.regions.setdefault((channel, value), IntensityStatistics(self.per_case))
 
@@ -147,6 +153,7 @@ def _sum_up(folder: DataFolder, gathered: _Gathered, unreadable: Sequence[Unread
     values = {value for case in gathered.cases for value in case.voxels}
     if folder.labels is None and WHITE in values <= {0, WHITE}:
         gathered.take_white_as_one()
+    gathered.take_volumes_as_slices()
     modality = channel_names(folder.root)
     number = max(case.channels for case in gathered.cases)
     if modality is not None and len(modality) != number:

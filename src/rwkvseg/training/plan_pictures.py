@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from rwkvseg.data.case_facts import CaseFacts
 from rwkvseg.data.fingerprint import Fingerprint
 from rwkvseg.training.plan_choices import Choice, Task
 from rwkvseg.training.plan_memory import Candidate, Fitted, fit_batch, refuse
@@ -27,21 +26,11 @@ def plan_pictures(task: Task) -> tuple[list[Choice], Fitted]:
     Raises:
         UsageError: not even the smallest network on the smallest pictures fits into the memory.
     """
-    sides = [planar(case) for case in task.training]
+    sides = [(case.sliced() if len(case.shape) == 3 else case).shape for case in task.training]
     middle = (median(side[0] for side in sides), median(side[1] for side in sides))
     fitted = _fit(task, middle)
     choices = [*_preprocessing(task, middle, fitted), *_network(task, fitted)]
     return [*choices, *_optimisation(fitted), *_augmentation(task)], fitted
-
-
-def planar(case: CaseFacts) -> tuple[int, int]:
-    """Rows and columns of a picture, or of the slices that a volume is cut into."""
-    if len(case.shape) == 2:
-        return case.shape[0], case.shape[1]
-    lengths = [round(mm, 4) for mm in case.spacing or (1.0, 1.0, 1.0)]  # as `preprocessing.slice_axis`
-    cut = 2 - lengths[::-1].index(max(lengths))
-    rows, columns = (side for axis, side in enumerate(case.shape) if axis != cut)
-    return rows, columns
 
 
 def image_size(middle: Sequence[float], longest: float) -> tuple[int, int]:
