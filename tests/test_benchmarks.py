@@ -237,3 +237,22 @@ def test_images_a_second_of_nano(script: Script, tmp_path: Path) -> None:
     assert [row.split(" | ")[1:3] for row in rows] == [["0.54", "1"], ["0.54", "2"]]
     assert 0 <= bench.busy_share(0.01) <= 1
     assert all(float(figure) > 0 for row in rows for figure in row.strip("| ").split(" | ")[3:])
+
+
+def test_training_memory_measures_a_row_and_fails_with_it(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("training_memory")
+    small = module.Candidate("rwkv_unet_nano", 1, 2, (48, 32))
+    monkeypatch.setitem(module.ROWS, "cpu", [(small, 2)])
+    found = module.measure_row(small, 2, "cpu", graphs=False)
+    assert list(found) == ["grown"]
+    assert found["grown"] >= 0
+    monkeypatch.setattr(module, "run_row", lambda *_, **__: {"grown": 3 * 2**20})
+    text, failed = module.table("cpu", graphs=False)
+    assert not failed
+    assert "| rwkv_unet_nano | 48 x 32 | 2 |" in text
+    monkeypatch.setattr(module, "run_row", lambda *_, **__: {"failed": 1})
+    text, failed = module.table("cpu", graphs=False)
+    assert failed
+    assert "| failed | - |" in text

@@ -19,6 +19,7 @@ from rwkvseg.cli_compare import compare
 from rwkvseg.cli_data import data_app
 from rwkvseg.cli_evaluate import evaluate, print_summary
 from rwkvseg.cli_figure import figure_app
+from rwkvseg.cli_fingerprint import fingerprint
 from rwkvseg.cli_options import (
     ChangesOption,
     CountedSizeOption,
@@ -38,6 +39,7 @@ from rwkvseg.cli_options import (
     changes_of,
     volume_options,
 )
+from rwkvseg.cli_plan import plan
 from rwkvseg.errors import RWKVSegError, UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
 
@@ -53,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(figure_app, name="figure")
+data_app.command()(fingerprint)
 app.add_typer(data_app, name="data")
 
 
@@ -197,6 +200,7 @@ def predict(
 
 app.command()(evaluate)
 app.command()(compare)
+app.command()(plan)
 
 
 @app.command()

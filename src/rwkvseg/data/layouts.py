@@ -113,8 +113,8 @@ def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]
     """List what to predict: one file, a folder of images, or a data folder's images; labels are not needed.
 
     Of a data folder the first of imagesTs/, images/ (or what the set calls it), the root itself, the parts'
-    images, TransUNet's volumes or else slices, and imagesTr/ that holds anything is taken. A folder without
-    any is searched for DICOM series.
+    images, TransUNet's volumes or else slices, and imagesTr/ that holds anything is taken. A folder that
+    holds none of these is searched for DICOM series.
 
     Args:
         path: file or folder.

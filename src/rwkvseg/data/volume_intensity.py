@@ -81,6 +81,17 @@ def _standard(values: NDArray[Any]) -> Scaling:
     return Scaling(-np.inf, np.inf, mean, float(np.sqrt(squares / values.size)))
 
 
+def take_evenly(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most so many of `values` (n,), at even distances from the first to the last.
+
+    >>> take_evenly(np.arange(10), 4)
+    array([0, 3, 6, 9])
+    """
+    if len(values) <= most:
+        return values
+    return values[np.linspace(0, len(values) - 1, most).astype(np.int64)]
+
+
 def foreground_intensity(cases: Iterable[Case]) -> Intensity:
     """Percentiles 0.5 and 99.5, mean and deviation of labelled voxels, evenly taken, at most 10,000 a case.
 
@@ -90,9 +101,7 @@ def foreground_intensity(cases: Iterable[Case]) -> Intensity:
     taken: list[NDArray[Any]] = []
     for case in cases:
         assert case.label is not None, case.id
-        found = np.flatnonzero(case.label)
-        if len(found) > VOXELS_PER_CASE:
-            found = found[np.linspace(0, len(found) - 1, VOXELS_PER_CASE).astype(np.int64)]
+        found = take_evenly(np.flatnonzero(case.label), VOXELS_PER_CASE)
         taken.append(case.image[0].ravel()[found].astype(np.float64))
     values = np.concatenate(taken) if taken else np.zeros(0)
     if len(values) == 0 or values.std() == 0:

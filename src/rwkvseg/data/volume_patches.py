@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from rwkvseg.data.volume_intensity import take_evenly
+
 if TYPE_CHECKING:
     from rwkvseg.data.transforms import Augmentation
 
@@ -25,9 +27,7 @@ def foreground_places(label: NDArray[np.integer[Any]], classes: int) -> Places:
     """Flat indices of voxels of every class 1, 2, ... that is present, evenly taken, at most 4096 of each."""
     places = {}
     for value in range(1, classes):
-        found = np.flatnonzero(label == value)
-        if len(found) > PLACES_PER_CLASS:
-            found = found[np.linspace(0, len(found) - 1, PLACES_PER_CLASS).astype(np.int64)]
+        found = take_evenly(np.flatnonzero(label == value), PLACES_PER_CLASS)
         if len(found):
             places[value] = found
     return places

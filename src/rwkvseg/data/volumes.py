@@ -130,7 +130,7 @@ def plan_grid(case: Case, preprocessing: Preprocessing) -> VolumeGrid:
     axes, flips = _orientation(case) if preprocessing.orientation == "RAS" else ((0, 1, 2), (False,) * 3)
     whole: Any = tuple((0, shape[axis]) for axis in axes)
     grid = VolumeGrid(shape, axes, flips, whole, shape)
-    box: Any = whole if preprocessing.crop == "none" else _nonzero_box(grid.oriented(case.image))
+    box: Any = whole if preprocessing.crop == "none" else nonzero_box(grid.oriented(case.image))
     cropped: Any = tuple(stop - start for start, stop in box)
     if preprocessing.spacing is None:
         return VolumeGrid(shape, axes, flips, box, cropped)
@@ -155,13 +155,17 @@ def _orientation(case: Case) -> Any:
     return axes, tuple(bool(orientation[axis, 1] < 0) for axis in axes)
 
 
-def _nonzero_box(image: NDArray[Any]) -> tuple[tuple[int, int], ...]:
-    """Smallest box that holds every value other than 0; the whole image where there is none."""
+def nonzero_box(image: NDArray[Any]) -> tuple[tuple[int, int], ...]:
+    """Smallest box that holds every value other than 0 of image (C, *spatial): (start, stop) of each axis.
+
+    The whole image where there is none.
+    """
+    axes = range(image.ndim - 1)
     inside = [np.zeros(length, bool) for length in image.shape[1:]]
     for channel in image:
         something = channel != 0
         for axis, found in enumerate(inside):
-            found |= something.any(tuple(other for other in range(3) if other != axis))
+            found |= something.any(tuple(other for other in axes if other != axis))
     if not inside[0].any():
         return tuple((0, length) for length in image.shape[1:])
     ends = (np.flatnonzero(found)[[0, -1]] for found in inside)

@@ -1,10 +1,11 @@
-"""The most memory that one call of a network holds at a time, found without the memory.
+"""The most memory that a call of a network, or a training step, holds at a time, found without the memory.
 
 The network runs on tensors without content (torch's device "meta"), and every storage is counted from the
 operator that makes it to the moment it is freed.
 """
 
 import weakref
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -23,6 +24,26 @@ def live_bytes(network: nn.Module, shape: tuple[int, ...]) -> int:
     counter = _Live()
     with torch.no_grad(), counter:
         network(torch.empty(shape, device="meta"))
+    return counter.most
+
+
+def step_bytes(network: nn.Module, shape: tuple[int, ...], loss: Callable[[Any, Tensor], Tensor]) -> int:
+    """Most bytes of one training step on a float32 batch of `shape` and its uint8 labels.
+
+    Forward pass, loss and backward pass in float32: batch, maps, what autograd keeps, gradients. The weights
+    themselves and what the optimiser keeps are left out, and so is what libraries take inside an operator.
+
+    Args:
+        network: stays as it is.
+        shape: (B, C, *spatial).
+        loss: of the network's output and the labels (B, *spatial).
+    """
+    network = deepcopy(network).to("meta").train()
+    counter = _Live()
+    with torch.enable_grad(), counter:
+        image = torch.empty(shape, device="meta")
+        label = torch.empty((shape[0], *shape[2:]), dtype=torch.uint8, device="meta")
+        loss(network(image), label).backward()  # type: ignore[no-untyped-call]
     return counter.most
 
 

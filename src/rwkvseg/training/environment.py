@@ -1,6 +1,5 @@
 """What a run must remember of the machine and of the data it saw."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rwkvseg.data.checksums import file_checksums
 from rwkvseg.data.layouts import CaseFiles
 from rwkvseg.data.splits import Split
 
@@ -57,17 +57,5 @@ def list_cases(files: Sequence[CaseFiles], split: Split, root: Path) -> list[dic
     entries = []
     for part in ("train", "val", "test"):
         for case_id in getattr(split, part):
-            case = by_id[case_id]
-            paths = [*case.images, *([case.label] if case.label else []), *case.joined]
-            digests = {_below(path, root): _sha256(path) for path in paths}
-            entries.append({"id": case_id, "part": part, "sha256": digests})
+            entries.append({"id": case_id, "part": part, "sha256": file_checksums(by_id[case_id], root)})
     return entries
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,22 +47,32 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
             f"neither the recipe nor {folder.root} names the labels. Set data.labels, "
             "such as {background: 0, polyp: 1}."
         )
-    if sorted(labels.values()) != list(range(len(labels))) or len(labels) < 2:
-        raise DataError(
-            f"the labels of {folder.root} are {labels}: not 0 (background), 1, 2, ... without gaps. "
-            "Renumber the label maps and dataset.json."
-        )
+    require_labels(labels, folder.root)
     settings = recipe.split
     if settings.file is not None:
         split = read_split(settings.file, folder.cases, settings.fold)
     else:
         split = make_split(folder.cases, settings.rule, settings.seed)
+    require_parts(split)
+    return folder, labels, split
+
+
+def require_labels(labels: dict[str, int], root: Path) -> None:
+    """Raise DataError where labels are not 0, 1, 2, ... without gaps; `root` is for the message."""
+    if sorted(labels.values()) != list(range(len(labels))) or len(labels) < 2:
+        raise DataError(
+            f"the labels of {root} are {labels}: not 0 (background), 1, 2, ... without gaps. "
+            "Renumber the label maps and dataset.json."
+        )
+
+
+def require_parts(split: Split) -> None:
+    """Raise DataError where a split leaves too little to train on or nothing to validate."""
     if len(split.train) < 2 or not split.val:
         raise DataError(
             f"the split leaves {len(split.train)} cases to train on and {len(split.val)} to validate. "
             "At least 2 and 1 are needed: add cases, or give a split file."
         )
-    return folder, labels, split
 
 
 def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, resume: bool) -> None:

@@ -27,7 +27,7 @@ DEPTH = (
     "volumes are cut into pictures, which hold no spacing, no affine and no distance between slices; "
     "both are noted in conversion.json"
 )
-SHIFTED = "intensities below 0: stored = value - offset, see conversion.json"
+SHIFTED = "intensities below 0, or a single fraction: stored = value - offset, see conversion.json"
 QUANTISED = (
     "intensities beyond whole numbers of 16 bits: stored in 65536 steps, see offset and step in "
     "conversion.json"

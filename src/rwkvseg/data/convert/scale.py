@@ -47,6 +47,8 @@ def choose_scale(
         if low >= 0 and high <= MOST:
             return Scale(0.0, 1.0, np.uint8 if stored == np.uint8 and high <= 255 else np.uint16, exact=True)
         return Scale(low, 1.0, np.uint16, exact=True)
+    if low == high:
+        return Scale(low, 1.0, np.uint16, exact=True)
     if low >= 0 and high <= 1:
         return Scale(0.0, 1 / MOST, np.uint16, exact=False)
-    return Scale(low, (high - low) / MOST or 1.0, np.uint16, exact=low == high)
+    return Scale(low, (high - low) / MOST, np.uint16, exact=False)

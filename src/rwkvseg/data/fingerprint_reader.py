@@ -1,0 +1,208 @@
+"""A data folder in, its fingerprint out: `rwkvseg data fingerprint`.
+
+One case is in memory at a time; of each case a few hundred bytes are kept, and of all cases together at most
+two million intensities of each region.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rwkvseg.data.case import Case
+from rwkvseg.data.case_facts import CaseFacts, gather_facts
+from rwkvseg.data.checksums import file_checksums
+from rwkvseg.data.files import GROUP_IN_ID, CaseFiles, read_json
+from rwkvseg.data.fingerprint import ChannelFacts, Fingerprint, Unreadable
+from rwkvseg.data.intensity_statistics import IntensityStatistics, values_per_case
+from rwkvseg.data.layouts import DataFolder, open_data
+from rwkvseg.data.listing import list_folder
+from rwkvseg.data.reading import read_case
+from rwkvseg.errors import DataError
+
+WHITE = 255  # of black and white masks, which the readers take as label 1 under two labels
+
+
+def take_fingerprint(
+    root: Path, layout: str = "auto", on_case: Callable[[int, int], object] | None = None
+) -> Fingerprint:
+    """Read every labelled case of a data folder once.
+
+    Cases that cannot be read are passed over and listed with the reason.
+
+    Args:
+        root: the data folder.
+        layout: as of `open_data`.
+        on_case: called with the number of cases done and in all.
+
+    Raises:
+        DataError: as `open_data`; a folder without labels; none of its cases can be read; pictures and
+            volumes in one part. (Pictures to train on and volumes to test on are taken for pictures.)
+    """
+    folder = open_labelled(Path(root), layout)
+    gathered = _Gathered(values_per_case(len(folder.cases)))
+    unreadable = []
+    for done, files in enumerate(folder.cases, start=1):
+        found = _read(files, folder)
+        if isinstance(found, Unreadable):
+            unreadable.append(found)
+        else:
+            gathered.add(*found)
+        if on_case is not None:
+            on_case(done, len(folder.cases))
+    if not gathered.cases:
+        why = unreadable[0].why
+        raise DataError(f"none of the {len(unreadable)} cases of {root} can be read. The first: {why}")
+    return _sum_up(folder, gathered, unreadable)
+
+
+def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
+    """Open a data folder as `open_data`; where it has images but no label at all, say that.
+
+    Groups that no file names are taken from ids such as patient007_frame01.
+
+    Raises:
+        DataError: as `open_data`, or no label.
+    """
+    try:
+        return _with_groups(open_data(root, layout))
+    except DataError as error:
+        try:
+            cases = list_folder(root).cases
+        except DataError:
+            raise error from None
+        if any(case.labels for case in cases):
+            raise
+        raise DataError(
+            f"{root} holds {len(cases)} images and no label, so there is nothing to learn from. "
+            "Put label maps under the images' names into masks/ (images/) or labelsTr/ (imagesTr/)."
+        ) from error
+
+
+def _with_groups(folder: DataFolder) -> DataFolder:
+    """Groups from the ids, the part's name in front of them left aside, if all name one and some share it."""
+    if any(case.group is not None for case in folder.cases):
+        return folder
+    ids = [case.id.removeprefix(f"{case.part}_") for case in folder.cases]
+    groups = [match[1] for match in map(GROUP_IN_ID.match, ids) if match]
+    if len(groups) < len(ids) or len(set(groups)) == len(groups):
+        return folder
+    pairs = zip(folder.cases, groups, strict=True)
+    return replace(folder, cases=tuple(replace(case, group=group) for case, group in pairs))
+
+
+def _read(files: CaseFiles, folder: DataFolder) -> tuple[Case, CaseFacts] | Unreadable:
+    try:
+        case = read_case(files, folder.labels)
+        return case, gather_facts(files, case, file_checksums(files, folder.root))
+    except DataError as error:
+        return Unreadable(files.id, str(error))
+    except OSError as error:
+        return Unreadable(files.id, f"cannot read {error.filename}: {error.strerror}.")
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Facts and intensities so far."""
+
+    per_case: int
+    cases: list[CaseFacts] = field(default_factory=list)
+    regions: dict[tuple[int, int | None], IntensityStatistics] = field(default_factory=dict)
+    """(channel, label value; None: the whole image; -1: all that is labelled)."""
+
+    def add(self, case: Case, facts: CaseFacts) -> None:
+        first = next((case for case in self.cases if case.part == facts.part), facts)
+        if len(first.shape) != len(facts.shape):
+            picture, volume = sorted((first, facts), key=lambda item: len(item.shape))
+            raise DataError(
+                f"the folder mixes pictures ({picture.id}) and volumes ({volume.id}), which one network "
+                "cannot take. Split it into two folders."
+            )
+        self.cases.append(facts)
+        assert case.label is not None
+        labelled = case.label != 0
+        values = case.label[labelled]
+        for index, channel in enumerate(case.image):
+            self._region(index, None).add(channel.ravel(order="K"))
+            inside = channel[labelled]
+            self._region(index, -1).add(inside)
+            for value in facts.voxels:
+                if value:
+                    self._region(index, value).add(inside[values == value])
+
+    def take_white_as_one(self) -> None:
+        """Black and white masks: their 255 is label 1."""
+        self.cases = [
+            replace(case, voxels={min(value, 1): number for value, number in case.voxels.items()})
+            for case in self.cases
+        ]
+        self.regions = {
+            (channel, 1 if value == WHITE else value): region
+            for (channel, value), region in self.regions.items()
+        }
+
+    def take_volumes_as_slices(self) -> None:
+        """Beside pictures in another part, a volume stands for its slices."""
+        if len({len(case.shape) for case in self.cases}) > 1:
+            self.cases = [case.sliced() if len(case.shape) == 3 else case for case in self.cases]
+
+    def _region(self, channel: int, value: int | None) -> IntensityStatistics:
+        return self.regions.setdefault((channel, value), IntensityStatistics(self.per_case))
+
+
+def _sum_up(folder: DataFolder, gathered: _Gathered, unreadable: Sequence[Unreadable]) -> Fingerprint:
+    values = {value for case in gathered.cases for value in case.voxels}
+    if folder.labels is None and WHITE in values <= {0, WHITE}:
+        gathered.take_white_as_one()
+    gathered.take_volumes_as_slices()
+    modality = channel_names(folder.root)
+    number = max(case.channels for case in gathered.cases)
+    if modality is not None and len(modality) != number:
+        modality = None
+    summaries = {key: region.summary() for key, region in gathered.regions.items()}
+    channels = []
+    for index in range(number):
+        whole = summaries[index, None]
+        assert whole is not None
+        classes = {
+            value: found
+            for (channel, value), found in summaries.items()
+            if channel == index and value is not None and value > 0 and found is not None
+        }
+        name = modality[index] if modality else f"channel {index}"
+        channels.append(ChannelFacts(name, whole, summaries[index, -1], dict(sorted(classes.items()))))
+    labels = folder.labels or name_values(values)
+    return Fingerprint(
+        folder=folder,
+        labels=labels,
+        named=folder.labels is not None,
+        modality=modality,
+        cases=tuple(gathered.cases),
+        channels=tuple(channels),
+        unreadable=tuple(unreadable),
+    )
+
+
+def channel_names(root: Path) -> tuple[str, ...] | None:
+    """What dataset.json calls the channels: nnU-Net's `channel_names`, MSD's `modality`; None if nothing."""
+    settings = read_json(root / "dataset.json")
+    named = settings.get("channel_names", settings.get("modality"))
+    if not isinstance(named, Mapping) or not named:
+        return None
+    return tuple(str(named[key]) for key in sorted(named, key=str))
+
+
+def name_values(values: set[int]) -> dict[str, int] | None:
+    """Names for the values of label maps that nothing names; None where they are not 0, 1, 2, ...
+
+    >>> name_values({0, 255}), name_values({0, 1, 2}), name_values({0, 7})
+    ({'background': 0, 'foreground': 1}, {'background': 0, 'class 1': 1, 'class 2': 2}, None)
+    """
+    if values <= {0, WHITE} or values <= {0, 1}:
+        return {"background": 0, "foreground": 1}
+    if (
+        values - set(range(max(values) + 1))
+        or min(values) < 0
+        or not set(range(1, max(values) + 1)) <= values
+    ):
+        return None
+    return {"background": 0} | {f"class {value}": value for value in range(1, max(values) + 1)}
