@@ -104,7 +104,8 @@ def test_csv_gives_back_the_scores(tmp_path, scores, unit):
     write_csv(tmp_path / "scores.csv", [*scores, odd], unit)
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    further = ["iou", "precision", "recall", f"assd_{unit}", f"nsd_2{unit}", "volume_difference_ml"]
+    distances = [f"hd95_larger_{unit}", f"assd_{unit}", f"nsd_2{unit}"]
+    further = ["iou", "precision", "recall", *distances, "volume_difference_ml"]
     assert list(rows[0]) == ["case", "label", "name", "dsc", f"hd95_{unit}", "outcome", *further]
     for row, expected in zip(rows, [*scores, odd], strict=True):
         assert (row["case"], int(row["label"]), row["name"]) == (expected.case, expected.label, expected.name)

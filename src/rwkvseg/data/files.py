@@ -15,6 +15,7 @@ from rwkvseg.errors import DataError
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's CASE_0000
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_gt")
 GROUP_FILES = ("groups.csv", "sequences.csv")
+GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,27 @@ def read_json(path: Path) -> dict[str, Any]:
 def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
     """Sort by id, and take groups from a `groups.csv` or `sequences.csv` with columns id,group if there.
 
+    Without such a file groups come from ids such as patient007_frame01, if all are so and some share one.
+
     Raises:
         DataError: the file lists no group for some case.
     """
     ordered = sorted(cases, key=lambda case: case.id)
     path = groups_file(root)
-    if path is None:
+    groups = _groups_in_ids(ordered) if path is None else read_groups(path)
+    if path is None and not groups:
         return tuple(ordered)
-    groups = read_groups(path)
     missing = [case.id for case in ordered if case.id not in groups]
     if missing:
         raise DataError(
             f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
+
+
+def _groups_in_ids(cases: Sequence[CaseFiles]) -> Mapping[str, str]:
+    found = {case.id: match[1] for case in cases if (match := GROUP_IN_ID.match(case.id))}
+    return found if len(set(found.values())) < len(found) == len(cases) else {}
 
 
 def groups_file(root: Path) -> Path | None:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.files import CHANNEL, MASK_ENDINGS, groups_file, name_some, read_groups, read_json
+from rwkvseg.data.files import (
+    CHANNEL,
+    GROUP_IN_ID,
+    MASK_ENDINGS,
+    groups_file,
+    name_some,
+    read_groups,
+    read_json,
+)
 from rwkvseg.data.findings import Finding, from_error
 from rwkvseg.data.io import case_id, case_suffix
 from rwkvseg.data.layouts import KNOWN, PARTS, parse_labels
@@ -19,7 +27,6 @@ from rwkvseg.errors import DataError
 HELD_BACK = ("val", "test", "imagesTs")
 """Parts whose labels may be kept back."""
 MASK_BESIDE = re.compile(r"^(?P<case>.+)_(?:mask|segmentation|gt)(?:_\d+)?$", re.IGNORECASE)
-GROUP_IN_ID = re.compile(r"^((?:patient|subject|sub|video|seq|sequence|case)[-_]?\d+)[-_].+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

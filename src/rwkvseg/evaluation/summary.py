@@ -194,6 +194,7 @@ def write_summary_json(
     prediction_files: Mapping[str, str] | None = None,
     truth_files: Mapping[str, str] | None = None,
     image_files: Mapping[str, str] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> None:
     """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
 
@@ -207,6 +208,7 @@ def write_summary_json(
         prediction_files: case id to the name to print; the case id without it.
         truth_files: case id to the name to print; the case id without it.
         image_files: case id to the name of the image, added to nnU-Net's keys for the cases that have one.
+        context: what stands behind the scores, kept under "context" in the block "rwkvseg".
 
     Raises:
         OutputError: the file cannot be written.
@@ -231,7 +233,7 @@ def write_summary_json(
         "foreground_mean": _mean_of_metrics(list(mean.values())),
         "mean": mean,
         "metric_per_case": per_case,
-        "rwkvseg": summary.to_json(),
+        "rwkvseg": summary.to_json() | ({} if context is None else {"context": context}),
     }
     write_json(path, without_nan(content))
 
