@@ -316,3 +316,25 @@ def test_the_label_is_read_on_demand(tmp_path):
     assert read_case(files, with_label=False).label is None
     with pytest.raises(DataError, match="does not exist"):
         read_case(files)
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (
+            ["patient01_frame1", "patient01_frame2", "patient02_frame1"],
+            ["patient01", "patient01", "patient02"],
+        ),
+        (["case0005_slice000", "case0005_slice001"], ["case0005"] * 2),
+        (["patient01_frame1", "patient02_frame1"], [None, None]),  # each of another: nothing to group
+        (["patient01_frame1", "patient01_frame2", "other"], [None] * 3),  # of some nobody knows
+        (["a1", "a2"], [None, None]),
+    ],
+)
+def test_ids_that_name_patients_are_groups(tmp_path, names, groups):
+    for name in names:
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.png").touch()
+    found = {case.id: case.group for case in open_data(tmp_path).cases}
+    assert found == dict(zip(names, groups, strict=True))

@@ -81,7 +81,7 @@ def test_both_are_two_evaluations_and_what_parts_them(predicted, tmp_path, rwkvs
     code, printed, err = rwkvseg("evaluate", *arguments)
     assert (code, err) == (0, "")
     own = [f"{name}/{file}" for name in ("strict", "transunet") for file in
-           ("report.html", "scores.csv", "summary.json")]  # fmt: skip
+           ("report.html", "scores.csv", "summary.csv", "summary.json")]  # fmt: skip
     assert files_below(out) == sorted(["both.csv", "both.json", "report.html", *own])
     for protocol in ("strict", "transunet"):
         evaluate(predicted / "strict", predicted / "data", tmp_path / protocol, protocol=protocol)

@@ -16,7 +16,8 @@ from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_val
 from rwkvseg.errors import DataError, GeometryError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
-from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
+from rwkvseg.evaluation.score_files import write_csv, write_summary_csv, write_summary_json
+from rwkvseg.evaluation.summary import Summary, summarise
 from rwkvseg.inference.evaluation_context import Context, Grid, Record, Spacing, digest_of, read_record
 from rwkvseg.inference.predictor import LabelMap
 from rwkvseg.output import write_json
@@ -70,7 +71,7 @@ def evaluate(
     sections: Sequence[Section] = (),
     on_case: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
-    """Score every prediction and write scores.csv, summary.json and report.html into `out`.
+    """Score every prediction; write scores.csv, summary.csv, summary.json and report.html into `out`.
 
     Args:
         predictions: folder of label maps, such as `predict` writes.
@@ -129,7 +130,8 @@ def evaluate(
     # whatever cannot be read is found before anything is written
     pictures = _pictures(pairs, scores, summary, labels)
     write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
-    _write_summary(out / "summary.json", summary, scores, pairs, behind)
+    write_summary_csv(out / "summary.csv", summary)
+    _write_summary(out / "summary.json", summary, scores, (pairs, behind), tolerance=tolerance)
     write_report(
         out / "report.html",
         summary,
@@ -289,8 +291,14 @@ def _same_unit(unit: Any, found: Any, pair: Pair) -> Any:
 
 
 def _write_summary(
-    path: Path, summary: Summary, scores: list[ClassScore], pairs: Sequence[Pair], context: Context
+    path: Path,
+    summary: Summary,
+    scores: list[ClassScore],
+    behind: tuple[Sequence[Pair], Context],
+    *,
+    tolerance: float,
 ) -> None:
+    pairs, context = behind
     write_summary_json(
         path,
         summary,
@@ -298,6 +306,7 @@ def _write_summary(
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
         image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
+        tolerance=tolerance,
         context=context.to_json(),
     )
     if context.not_predicted:
