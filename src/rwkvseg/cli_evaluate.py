@@ -103,8 +103,7 @@ def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: b
 def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, 160)
+    _widen(console, 160)
     table = Table(title=f"{len(both.strict.cases)} cases", title_justify="left")
     heads, rows = side_by_side(both)
     for heading in heads:
@@ -118,6 +117,7 @@ def _print_both(console: Console, both: "Both") -> None:
 
 def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
     """Print the classes and their mean as a table."""
+    _widen(console, 120)
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     hd95 = f"HD95 {summary.unit}"
@@ -129,6 +129,11 @@ def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
         distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
         table.add_row(escape(row.name), f"{100 * row.dsc.mean:.2f}", interval, *distances, *outcomes)
     console.print(table)
+
+
+def _widen(console: Console, columns: int) -> None:
+    if not console.is_terminal:  # a file has no edge to break lines at
+        console.width = max(console.width, columns)
 
 
 def _say(console: Console, line: str) -> None:
