@@ -127,10 +127,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+        json.dumps(content, ensure_ascii=False).encode()  # escapes may stand for half a character
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Mend it.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object. Write it as {{...}}.")
+    if not isinstance(content.get("channel_names", {}), (dict, list)):
+        raise DataError(f'channel_names in {path} is no list of names. Write it as {{"0": "CT"}}.')
     return content
 
 
@@ -169,10 +172,13 @@ def read_groups(path: Path) -> Mapping[str, str]:
     """Read id -> group.
 
     Raises:
-        DataError: not two columns under a header.
+        DataError: it cannot be read, or has not two columns under a header.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}. Write it as text (UTF-8) of two columns.") from error
     if not rows or any(len(row) != 2 for row in rows):
         raise DataError(f"{path} must have two columns, id and group, under a header. Mend its rows.")
     return {row[0]: row[1] for row in rows[1:]}

@@ -1,6 +1,7 @@
 """NIfTI volumes through NiBabel, in the file's own axis order (i, j, k)."""
 
 import gzip
+import io
 import math
 import struct
 import warnings
@@ -82,9 +83,9 @@ def read_nifti_header(path: Path) -> NiftiHeader:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any, NiftiHeader]]:
     """Stream, image whose voxels are not read, and its checked header; damage becomes UnreadableFileError."""
-    open_stream: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    open_stream = _ShortGzip if path.name.lower().endswith(".gz") else _ShortFile
     try:
-        with open_stream(path, "rb") as stream:
+        with open_stream(path) as stream:
             nifti = _image(stream, path)
             yield stream, nifti, _header(nifti, path)
     except DAMAGE as error:
@@ -92,6 +93,28 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, NiftiHeader]]:
             f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
             "It is truncated, damaged or not NIfTI; fetch or export it again."
         ) from error
+
+
+class _ShortFile(io.BufferedReader):
+    """File that takes memory for what it holds; Python's takes it for whatever is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._most = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(self._most if size is None or size < 0 else min(size, self._most))
+
+
+class _ShortGzip(gzip.GzipFile):
+    """The same for what is compressed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._most = path.stat().st_size * DEFLATE_LIMIT
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(self._most if size is None or size < 0 else min(size, self._most))
 
 
 def _image(stream: Any, path: Path) -> Any:

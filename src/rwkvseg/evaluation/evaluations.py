@@ -98,7 +98,7 @@ def _read(label: str, folder: Path, part: str) -> Evaluated:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _parse(label, path.parent, content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         told = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise DataError(
             f"{path} is no summary of an evaluation ({' '.join(str(told).split())}). "
