@@ -117,6 +117,7 @@ class _ShortGzip(gzip.GzipFile):
         return super().read(self._most if size is None or size < 0 else min(size, self._most))
 
 
+@np.errstate(all="ignore")  # what a damaged header makes of its numbers is checked below
 def _image(stream: Any, path: Path) -> Any:
     start = stream.read(4)
     is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
@@ -129,7 +130,7 @@ def _image(stream: Any, path: Path) -> Any:
         return kind.from_stream(stream)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what overflows in a damaged header becomes infinite
+@np.errstate(all="ignore")
 def _header(nifti: Any, path: Path) -> NiftiHeader:
     _check_kind(nifti, path)
     _check_size(nifti, path)
