@@ -9,6 +9,7 @@ from monai.data import get_track_meta
 from pydantic import ValidationError
 from torch.utils.data import DataLoader, Dataset
 
+from rwkvseg.data.augmentation import _compose, _plain_tensors
 from rwkvseg.data.transforms import Augmentation, build_augmentation, sample_generator
 
 GEOMETRY = Augmentation(rotation=180, scale=0.3, shift=0.15, flip_rows=0.5, flip_columns=0.5, elastic=0.05)
@@ -30,6 +31,24 @@ def disc(rows, columns, centre, radius):
 
 def augment(settings, image, label, draw=0):
     return build_augmentation(settings)(image, label, sample_generator(0, 0, str(draw)))
+
+
+@pytest.mark.parametrize("shape", [(33, 47), (9, 12, 7)])
+def test_generators_that_are_seeded_again_draw_what_monais_would(shape):
+    settings = FULL.model_copy(update={"gamma": 0.4, "flip_slices": 0.5, "gamma_probability": 0.7})
+    if len(shape) == 3:
+        settings = settings.model_copy(update={"elastic": 0.0})
+    generator = np.random.default_rng(0)
+    image = torch.from_numpy(generator.random((2, *shape), dtype=np.float32))
+    label = torch.from_numpy(generator.integers(0, 4, shape).astype(np.uint8))
+    for draw in range(6):
+        compose, _ = _compose.__wrapped__(settings, shape)
+        ours = build_augmentation(settings)(image, label, sample_generator(0, 0, str(draw)))
+        compose.set_random_state(state=sample_generator(0, 0, str(draw)))
+        with _plain_tensors():
+            theirs = compose({"image": image, "label": label[None]})
+        assert torch.equal(ours[0], theirs["image"])
+        assert torch.equal(ours[1], theirs["label"][0].to(torch.uint8))
 
 
 def test_by_default_nothing_changes():

@@ -15,15 +15,18 @@ from monai.transforms import (
     CenterSpatialCropd,
     Compose,
     RandAdjustContrastd,
-    RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Randomizable,
     RandScaleIntensityFixedMeand,
     RandShiftIntensityd,
     RandSmoothDeformd,
 )
+from monai.utils import MAX_SEED
 from torch import Tensor
+
+from rwkvseg.data.affine_augmentation import RandomAffine
 
 if TYPE_CHECKING:
     from rwkvseg.data.transforms import Augmentation
@@ -36,8 +39,11 @@ def augment(
     settings: "Augmentation", image: Tensor, label: Tensor, generator: np.random.RandomState
 ) -> tuple[Tensor, Tensor]:
     """Augment image (C, *spatial) float32 and label (*spatial); same shapes and types. For one thread."""
-    compose = _compose(settings, tuple(image.shape[1:]))
-    compose.set_random_state(state=generator)
+    compose, seeded = _compose(settings, tuple(image.shape[1:]))
+    for states in seeded:
+        seed = int(generator.randint(MAX_SEED, dtype="uint32"))
+        for state in states:
+            state.seed(seed)
     with _plain_tensors():
         result = compose({"image": image, "label": label[None]})
     return result["image"], result["label"][0].to(label.dtype)
@@ -55,9 +61,24 @@ def _plain_tensors() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _compose(settings: "Augmentation", size: tuple[int, ...]) -> Compose:
-    """Only what has a range: MONAI counts shifts and bends in pixels, so one Compose for every size."""
-    return Compose([*_geometry(settings, size), *_intensity(settings, size)])
+def _compose(
+    settings: "Augmentation", size: tuple[int, ...]
+) -> tuple[Compose, list[list[np.random.RandomState]]]:
+    """Only what has a range: MONAI counts shifts and bends in pixels, so one Compose for every size.
+
+    Returns:
+        The Compose, and of each random transform the generators that `Compose.set_random_state` would make
+        anew from one seed. Seeding those that are there again is cheaper and gives the same numbers.
+    """
+    compose = Compose([*_geometry(settings, size), *_intensity(settings, size)])
+    compose.set_random_state(seed=0)
+    return compose, [_states(part) for part in compose.transforms if isinstance(part, Randomizable)]
+
+
+def _states(part: Any) -> list[np.random.RandomState]:
+    """Generators of a transform and of the transforms in it."""
+    inner = (value for value in vars(part).values() if isinstance(value, Randomizable))
+    return [*([part.R] if "R" in vars(part) else []), *(state for value in inner for state in _states(value))]
 
 
 def _geometry(settings: "Augmentation", size: tuple[int, ...]) -> Iterator[Any]:
@@ -68,16 +89,13 @@ def _geometry(settings: "Augmentation", size: tuple[int, ...]) -> Iterator[Any]:
     if len(size) == 3:
         return
     if settings.rotation or settings.scale or settings.shift:
-        # MONAI adds the 1, and draws one factor per axis
-        factors = (np.expm1(-settings.scale), np.expm1(settings.scale))
-        yield RandAffined(
-            BOTH,
-            prob=settings.geometry_probability,
-            rotate_range=np.deg2rad(settings.rotation),
-            translate_range=[settings.shift * side for side in size],
-            scale_range=(factors, factors),
-            mode=BOTH_MODES,
-            padding_mode=settings.padding,
+        yield RandomAffine(
+            size,
+            probability=settings.geometry_probability,
+            rotation=float(np.deg2rad(settings.rotation)),
+            shift=[settings.shift * side for side in size],
+            scale=settings.scale,
+            padding=settings.padding,
         )
     if settings.elastic:
         # not Rand2DElasticd: it bends by a twentieth of its spacing even where its magnitude is 0
