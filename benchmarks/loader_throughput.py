@@ -155,9 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     text = "\n".join(_lines(rows, device, busy, options)) + "\n"
-    print(f"\n{text}")
     if options.out is not None:
         report.save(options.out, "loader_throughput", device, text)
+    print(f"\n{text}")
     return 0
 
 
