@@ -105,7 +105,16 @@ def help_text(monkeypatch, capsys):
     "verb",
     [
         *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
-        *("compare", "figure", "figure erf", "data", "data verify", "data list", "data info"),
+        *(
+            "compare",
+            "figure",
+            "figure erf",
+            "data",
+            "data verify",
+            "data list",
+            "data info",
+            "data download",
+        ),
     ],
 )
 def test_help(verb, help_text, regenerate):
