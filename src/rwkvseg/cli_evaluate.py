@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.both import Both
+    from rwkvseg.evaluation.protocols import Protocol
     from rwkvseg.evaluation.summary import Summary
     from rwkvseg.inference.evaluate import Evaluation
 
@@ -55,40 +56,31 @@ def evaluate(
         rwkvseg evaluate -p predictions -t ACDC/labelsTs -o evaluation --protocol both
     """
     from rwkvseg.inference.evaluate import evaluate as run_evaluation
-    from rwkvseg.inference.evaluate_both import evaluate_both
 
     names = None if scored is None else [name.strip() for name in scored.split(",")]
+    shared: dict[str, Any] = {"images": images, "tolerance": tolerance, "scored": names}
     console = Console()
     if protocol is ScoringRules.both:
-        with progress_bar(console, "evaluating") as advance:
-            results = evaluate_both(
-                predictions,
-                truth,
-                out,
-                transunet_predictions=transunet_predictions,
-                images=images,
-                tolerance=tolerance,
-                scored=names,
-                on_case=advance,
-            )
-        _print_both(console, results.both)
-        _print_ends(console, results.strict, results.report, warn=False)
+        _evaluate_both(console, (predictions, truth, out), transunet_predictions, shared)
         return
     if transunet_predictions is not None:
         raise UsageError("--transunet-predictions means something with --protocol both only. Leave it out.")
     with progress_bar(console, "evaluating") as advance:
-        result = run_evaluation(
-            predictions,
-            truth,
-            out,
-            images=images,
-            protocol="strict" if protocol is ScoringRules.strict else "transunet",
-            tolerance=tolerance,
-            scored=names,
-            on_case=advance,
-        )
+        rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
+        result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
     print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
     _print_ends(console, result, result.report)
+
+
+def _evaluate_both(
+    console: Console, folders: tuple[Path, Path, Path], transunet: Path | None, shared: dict[str, Any]
+) -> None:
+    from rwkvseg.inference.evaluate_both import evaluate_both
+
+    with progress_bar(console, "evaluating") as advance:
+        results = evaluate_both(*folders, transunet_predictions=transunet, on_case=advance, **shared)
+    _print_both(console, results.both)
+    _print_ends(console, results.strict, results.report, warn=False)
 
 
 def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: bool = True) -> None:

@@ -99,49 +99,54 @@ def evaluate(
     """
     record = read_record(predictions)
     pictured = find_inputs(images) if images else _recorded_images(record)
-    pairs, missing, found_labels = pair_files(predictions, truth, pictured, layout=layout)
-    if only is not None:
-        pairs = [pair for pair in pairs if pair.case in only]
-        missing = [case for case in missing if case in only]
-    labels = dict(labels or record.labels or found_labels or _labels_in_files(pairs))
-    if not any(labels.values()):
-        raise DataError(
-            f"neither {predictions} nor {truth} holds anything but background, so nothing tells the labels. "
-            "Give the data folder as truth; its dataset.json names them."
-        )
-    chosen = _check_scored(scored, labels)
+    pairs, missing, found = _chosen_pairs(predictions, truth, pictured, only=only, layout=layout)
+    labels = labels or record.labels or found or _labels_in_files(pairs)
+    chosen = _check_scored(scored, labels, (predictions, truth))
     score = partial(_score_pair, labels=labels, chosen=chosen, protocol=protocol, tolerance=tolerance)
     scores, grids = _score_all(pairs, score, protocol, on_case)
-    groups = {pair.case: pair.group for pair in pairs}
+    unit = distance_unit(protocol, next(iter(grids.values())).spacing) if grids else "px"
     summary = summarise(
-        scores,
-        protocol=protocol,
-        unit=distance_unit(protocol, next(iter(grids.values())).spacing) if grids else "px",
-        tolerance=tolerance,
-        groups=None if None in groups.values() else groups,
-        seed=seed,
+        scores, protocol=protocol, unit=unit, tolerance=tolerance, groups=_groups(pairs), seed=seed
     )
-    digests = {
+    left_out = [name for name, value in labels.items() if value != 0 and name not in chosen]
+    behind = Context(predictions, truth, record, protocol, grids, _digests(pairs), missing, left_out)
+    result = Evaluation(summary, scores, behind, out / "report.html")
+    # whatever cannot be read is found before anything is written
+    pictures = _pictures(pairs, scores, summary, labels)
+    _write_files(out, result, pairs, tolerance)
+    lines = behind.lines() | dict(context or {})
+    excluded = behind.exclusions()
+    write_report(
+        result.report, summary, scores, pictures, context=lines, excluded=excluded, sections=sections
+    )
+    return result
+
+
+def _chosen_pairs(
+    predictions: Path,
+    truth: Path,
+    pictured: Sequence[CaseFiles],
+    *,
+    only: Collection[str] | None,
+    layout: str,
+) -> tuple[list[Pair], list[str], dict[str, int] | None]:
+    pairs, missing, labels = pair_files(predictions, truth, pictured, layout=layout)
+    if only is None:
+        return pairs, missing, labels
+    return [pair for pair in pairs if pair.case in only], [case for case in missing if case in only], labels
+
+
+def _groups(pairs: Sequence[Pair]) -> dict[str, str | None] | None:
+    """Patient or video of every case, where that of each is known."""
+    groups = {pair.case: pair.group for pair in pairs}
+    return None if None in groups.values() else groups
+
+
+def _digests(pairs: Sequence[Pair]) -> dict[str, str]:
+    return {
         "truth": digest_of(pair.truth for pair in pairs),
         "predictions": digest_of(pair.prediction for pair in pairs),
     }
-    left_out = [name for name, value in labels.items() if value != 0 and name not in chosen]
-    behind = Context(predictions, truth, record, protocol, grids, digests, missing, left_out)
-    # whatever cannot be read is found before anything is written
-    pictures = _pictures(pairs, scores, summary, labels)
-    write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
-    write_summary_csv(out / "summary.csv", summary)
-    _write_summary(out / "summary.json", summary, scores, (pairs, behind), tolerance=tolerance)
-    write_report(
-        out / "report.html",
-        summary,
-        scores,
-        pictures,
-        context=behind.lines() | dict(context or {}),
-        excluded=behind.exclusions(),
-        sections=sections,
-    )
-    return Evaluation(summary, scores, behind, out / "report.html")
 
 
 def _score_all(
@@ -177,8 +182,15 @@ def _score_pair(
     return [entry for entry in found if entry.name in chosen], Grid(reference.shape, spacing)
 
 
-def _check_scored(scored: Collection[str] | None, labels: Mapping[str, int]) -> set[str]:
+def _check_scored(
+    scored: Collection[str] | None, labels: Mapping[str, int], folders: tuple[Path, Path]
+) -> set[str]:
     structures = {name for name, value in labels.items() if value != 0}
+    if not structures:
+        raise DataError(
+            f"neither {folders[0]} nor {folders[1]} holds anything but background, so nothing tells the "
+            "labels. Give the data folder as truth; its dataset.json names them."
+        )
     unknown = sorted(set(scored or ()) - structures)
     if unknown or (scored is not None and not scored):
         raise UsageError(
@@ -290,17 +302,13 @@ def _same_unit(unit: Any, found: Any, pair: Pair) -> Any:
     return found
 
 
-def _write_summary(
-    path: Path,
-    summary: Summary,
-    scores: list[ClassScore],
-    behind: tuple[Sequence[Pair], Context],
-    *,
-    tolerance: float,
-) -> None:
-    pairs, context = behind
+def _write_files(out: Path, result: Evaluation, pairs: Sequence[Pair], tolerance: float) -> None:
+    """Everything but the report."""
+    summary, scores, context = result.summary, result.scores, result.context
+    write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
+    write_summary_csv(out / "summary.csv", summary)
     write_summary_json(
-        path,
+        out / "summary.json",
         summary,
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
@@ -310,7 +318,7 @@ def _write_summary(
         context=context.to_json(),
     )
     if context.not_predicted:
-        write_json(path.with_name("not_predicted.json"), list(context.not_predicted))
+        write_json(out / "not_predicted.json", list(context.not_predicted))
 
 
 def _pictures(
