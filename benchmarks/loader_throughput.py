@@ -1,7 +1,7 @@
 """Images or patches a second that a training's loader yields by itself: read, cut, augmented, batched.
 
     python benchmarks/loader_throughput.py [--data RECIPE FOLDER] [--data ...] [--workers 0 2] [--threads 1]
-        [--seconds 10] [--cases N] [-o benchmarks/results]
+        [--seconds 10] [--cases N] [--cache GIB] [-o benchmarks/results]
 
 RECIPE is a file of recipes/, FOLDER its data; without --data pictures and volumes of the sizes of Kvasir-SEG
 and of Hippocampus are made up. --workers are processes (0: the main one, with --threads threads). Timed are
@@ -141,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the main process")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
     parser.add_argument("--cases", type=int, help="at most so many of the training part")
+    parser.add_argument("--cache", type=float, help="instead of the recipe's training.cache_gigabytes")
     parser.add_argument("-o", "--out", type=Path, help="folder or .md file for the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = []
         for file, folder in pairs:
             changes = [f"data.path={Path(folder).resolve()}"]
+            changes += [] if options.cache is None else [f"training.cache_gigabytes={options.cache}"]
             changes += [] if options.data else ["split.rule=paper", "split.file=null"]
             recipe = Recipe.from_file(Path(file), changes=changes)
             rows += rows_of(recipe.name, Path(folder), recipe, options)
