@@ -256,3 +256,45 @@ def test_training_memory_measures_a_row_and_fails_with_it(
     text, failed = module.table("cpu", graphs=False)
     assert failed
     assert "| failed | - |" in text
+
+
+def test_items_a_second_of_the_loader(
+    script: Script, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    from small import small_recipe
+
+    recipe = small_recipe(phantom) | {"name": "pictures"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["--data", str(tmp_path / "recipe.yaml"), str(phantom), "--seconds", "0.2", "--cases", "9"]
+    found = tmp_path / "found.md"
+    loader = script("loader_throughput")
+    before = torch.get_num_threads()
+    try:
+        assert loader.main([*command, "--workers", "0", "1", "-o", str(found)]) == 0
+    finally:
+        torch.set_num_threads(before)
+    text = found.read_text()
+    assert str(tmp_path) not in text
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "pictures |" in line
+    ]
+    assert [row[:4] for row in rows] == [["pictures", "9", "4", "0"], ["pictures", "9", "4", "1"]]
+    for row in rows:
+        assert float(row[4]) > 0
+        assert float(row[6]) > 0
+    assert capsys.readouterr().out.rstrip().endswith(text.rstrip())  # the table last
+
+
+def test_made_up_data_of_the_loader_is_what_the_recipes_want(script: Script, tmp_path: Path) -> None:
+    loader = script("loader_throughput")
+    for file, folder in loader._generated(tmp_path):
+        changes = [f"data.path={folder}", "split.rule=paper", "split.file=null"]
+        items = loader.read_items(loader.Recipe.from_file(Path(file), changes=changes), 3)
+        item = items[0, 1]
+        assert item["image"].shape[1:] == item["label"].shape
+        assert item["label"].unique().numel() > 1
+    memory, seconds = loader.look()
+    assert memory > 2**20
+    assert seconds > 0

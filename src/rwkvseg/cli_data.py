@@ -112,6 +112,34 @@ def info(
             _say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
 
 
+@data_app.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `rwkvseg data list`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to put the data's folder in.")],
+) -> None:
+    """Fetch a public data set from its owners' open link, where there is one; a broken download goes on.
+
+    Example:
+        rwkvseg data download hippocampus -o data
+    """
+    from rwkvseg.data.datasets import get_dataset
+    from rwkvseg.data.downloads import fetch
+    from rwkvseg.errors import DataError
+
+    dataset = get_dataset(name)
+    if dataset.download is None:
+        raise DataError(
+            f"there is no open link to '{name}' whose checksum is known. Get it from its owners "
+            f"({dataset.told('source')}; licence: {dataset.told('licence')}), then: {dataset.prepare}."
+        )
+    console = Console()
+    for field in ("licence", "citation"):
+        _say(console, f"{field + ':':<9} {dataset.told(field)}")
+    with progress_bar(Console(stderr=True), f"fetching {name}") as advance:
+        folder = fetch(dataset.download, out, advance)
+    _say(console, f"data:     {folder}")
+
+
 data_app.command()(convert)
 
 

@@ -335,3 +335,25 @@ def test_msd_keeps_modalities_along_the_fourth_axis(tmp_path):
     settings(tmp_path, modality={"0": "T2"})
     with pytest.raises(DataError, match=r"has 4 axes \(4, 3, 2, 2\), more than one volume"):
         read_case(open_data(tmp_path).cases[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (
+            ["patient01_frame1", "patient01_frame2", "patient02_frame1"],
+            ["patient01", "patient01", "patient02"],
+        ),
+        (["case0005_slice000", "case0005_slice001"], ["case0005"] * 2),
+        (["patient01_frame1", "patient02_frame1"], [None, None]),  # each of another: nothing to group
+        (["patient01_frame1", "patient01_frame2", "other"], [None] * 3),  # of some nobody knows
+        (["a1", "a2"], [None, None]),
+    ],
+)
+def test_ids_that_name_patients_are_groups(tmp_path, names, groups):
+    for name in names:
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.png").touch()
+    found = {case.id: case.group for case in open_data(tmp_path).cases}
+    assert found == dict(zip(names, groups, strict=True))

@@ -140,11 +140,13 @@ def test_a_case_holds_the_metrics_of_its_masks():
         iou(prediction, truth), precision(prediction, truth), recall(prediction, truth),
     )  # fmt: skip
     assert found.hd95 == hausdorff_95(prediction, truth, SPACING)
+    assert found.hd95_larger == hausdorff_95(prediction, truth, SPACING, method="larger") != found.hd95
     assert found.assd == assd(prediction, truth, SPACING)
     assert found.nsd == nsd(prediction, truth, SPACING, tolerance=1.6)
     assert found.volume_difference == pytest.approx(volume_difference(prediction, truth, SPACING))
     voxels = score(prediction, truth, spacing=SPACING, protocol="transunet")
     assert voxels.assd == assd(prediction, truth)
+    assert voxels.hd95_larger == hausdorff_95(prediction, truth, method="larger")
     assert math.isnan(voxels.volume_difference)
 
 
@@ -166,6 +168,7 @@ def test_the_costs_of_an_empty_mask(protocol):
         assert found.outcome == outcome
         values = (found.iou, found.precision, found.recall, found.assd, found.nsd, found.volume_difference)
         assert values == pytest.approx(expected[outcome], nan_ok=True)
+        assert found.hd95_larger == pytest.approx(found.assd, nan_ok=True)
 
 
 def test_both_directions_are_measured_once():

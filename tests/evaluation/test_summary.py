@@ -9,8 +9,9 @@ import pytest
 
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.protocols import ClassScore, score_case
+from rwkvseg.evaluation.score_files import write_csv, write_summary_json
 from rwkvseg.evaluation.statistics import bootstrap_interval
-from rwkvseg.evaluation.summary import summarise, write_csv, write_summary_json
+from rwkvseg.evaluation.summary import summarise
 
 NAN = math.nan
 
@@ -104,7 +105,8 @@ def test_csv_gives_back_the_scores(tmp_path, scores, unit):
     write_csv(tmp_path / "scores.csv", [*scores, odd], unit)
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    further = ["iou", "precision", "recall", f"assd_{unit}", f"nsd_2{unit}", "volume_difference_ml"]
+    distances = [f"hd95_larger_{unit}", f"assd_{unit}", f"nsd_2{unit}"]
+    further = ["iou", "precision", "recall", *distances, "volume_difference_ml"]
     assert list(rows[0]) == ["case", "label", "name", "dsc", f"hd95_{unit}", "outcome", *further]
     for row, expected in zip(rows, [*scores, odd], strict=True):
         assert (row["case"], int(row["label"]), row["name"]) == (expected.case, expected.label, expected.name)
@@ -133,7 +135,9 @@ def test_summary_json_is_nnu_nets_with_ours_beside(tmp_path):
     assert content["mean"]["2"]["Dice"] == 1
     assert content["foreground_mean"]["Dice"] == pytest.approx((0.65 + 1) / 2)
     assert content["foreground_mean"]["TP"] == pytest.approx((1.5 + 0.5) / 2)
-    assert content["rwkvseg"] == json.loads(json.dumps(summary.to_json()))
+    ours = content["rwkvseg"]
+    assert [row["dsc"] for row in ours.pop("scores")] == [0.5, 1.0, 0.8, None]
+    assert ours == json.loads(json.dumps(summary.to_json()))
 
 
 def test_scores_without_an_honest_mean_are_refused(scores):

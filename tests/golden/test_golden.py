@@ -106,7 +106,7 @@ def help_text(monkeypatch, capsys):
     [
         *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
         *("compare", "figure", "figure erf", "data", "data convert", "data verify", "data list", "data info"),
-        *("data fingerprint", "plan"),
+        *("data download", "data fingerprint", "plan"),
     ],
 )
 def test_help(verb, help_text, regenerate):

@@ -87,7 +87,7 @@ def test_scores_and_summary_equal_a_hand_computation(folders):
     assert [case.dsc for case in result.summary.cases] == pytest.approx(means)
     content = json.loads((root / "out" / "summary.json").read_text())
     assert content["foreground_mean"]["TP"] is not None
-    assert files_below(root / "out") == ["report.html", "scores.csv", "summary.json"]
+    assert files_below(root / "out") == ["report.html", "scores.csv", "summary.csv", "summary.json"]
     assert result.not_predicted == []
 
 

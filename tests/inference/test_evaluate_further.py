@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rwkvseg.evaluation import assd, iou, nsd, precision, recall, volume_difference
+from rwkvseg.evaluation import assd, hausdorff_95, iou, nsd, precision, recall, volume_difference
 from rwkvseg.inference.evaluate import evaluate
 
 SPACING = (1.0, 1.5, 3.0)
-NAMES = ["iou", "precision", "recall", "assd_mm", "nsd_1.5mm", "volume_difference_ml"]
+NAMES = [
+    *("iou", "precision", "recall"),
+    *("hd95_larger_mm", "assd_mm", "nsd_1.5mm", "volume_difference_ml"),
+]
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def volumes(tmp_path):
 
 def expected(prediction, truth):
     values = [metric(prediction, truth) for metric in (iou, precision, recall)]
+    values.append(hausdorff_95(prediction, truth, SPACING, method="larger"))
     values += [assd(prediction, truth, SPACING), nsd(prediction, truth, SPACING, tolerance=1.5)]
     return dict(zip(NAMES, [*values, volume_difference(prediction, truth, SPACING)], strict=True))
 
@@ -77,7 +81,9 @@ def test_pictures_have_no_volume(tmp_path):
         Image.fromarray(mask).save(tmp_path / folder / "a.png")
     result = evaluate(tmp_path / "pred", tmp_path / "truth", tmp_path / "out")
     further = result.summary.mean.further
-    assert list(further) == [*NAMES[:3], "assd_px", "nsd_2px", "volume_difference_ml"]
+    assert list(further) == [
+        *NAMES[:3], "hd95_larger_px", "assd_px", "nsd_2px", "volume_difference_ml",
+    ]  # fmt: skip
     assert further["volume_difference_ml"].cases == 0
     assert (further["nsd_2px"].mean, further["assd_px"].mean) == (1, 0)
     ours = json.loads((tmp_path / "out" / "summary.json").read_text())["rwkvseg"]

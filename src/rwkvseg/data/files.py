@@ -141,6 +141,8 @@ def read_json(path: Path) -> dict[str, Any]:
     content = _parse_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object. Write it as {{...}}.")
+    if not isinstance(content.get("channel_names", {}), (dict, list)):
+        raise DataError(f'channel_names in {path} is no list of names. Write it as {{"0": "CT"}}.')
     return content
 
 
@@ -156,28 +158,37 @@ def read_json_list(path: Path) -> list[Any] | None:
 
 def _parse_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # escapes may stand for half a character
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Mend it.") from error
+    return content
 
 
 def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
     """Sort by id, and take groups from a `groups.csv` or `sequences.csv` with columns id,group if there.
+
+    Without such a file groups come from ids such as patient007_frame01, if all are so and some share one.
 
     Raises:
         DataError: the file lists no group for some case.
     """
     ordered = sorted(cases, key=lambda case: case.id)
     path = groups_file(root)
-    if path is None:
+    groups = _groups_in_ids(ordered) if path is None else read_groups(path)
+    if path is None and not groups:
         return tuple(ordered)
-    groups = read_groups(path)
     missing = [case.id for case in ordered if case.id not in groups]
     if missing:
         raise DataError(
             f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
+
+
+def _groups_in_ids(cases: Sequence[CaseFiles]) -> Mapping[str, str]:
+    found = {case.id: match[1] for case in cases if (match := GROUP_IN_ID.match(case.id))}
+    return found if len(set(found.values())) < len(found) == len(cases) else {}
 
 
 def groups_file(root: Path) -> Path | None:
@@ -189,10 +200,13 @@ def read_groups(path: Path) -> Mapping[str, str]:
     """Read id -> group.
 
     Raises:
-        DataError: not two columns under a header.
+        DataError: it cannot be read, or has not two columns under a header.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}. Write it as text (UTF-8) of two columns.") from error
     if not rows or any(len(row) != 2 for row in rows):
         raise DataError(f"{path} must have two columns, id and group, under a header. Mend its rows.")
     return {row[0]: row[1] for row in rows[1:]}

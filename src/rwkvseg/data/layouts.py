@@ -35,6 +35,7 @@ KNOWN = (
     "imagesTr/ + labelsTr/ with dataset.json (nnU-Net raw, MSD); train_npz/ + test_vol_h5/ or "
     "ACDC_training_slices/ + ACDC_training_volumes/ (TransUNet)"
 )
+_LARGEST_VALUE = 65535  # that a label map can hold, see `write_label_map`
 
 
 @dataclass(frozen=True)
@@ -285,9 +286,14 @@ def _read_msd(root: Path) -> list[CaseFiles]:
     listed, last = read_json(root / "dataset.json").get("training"), _has_channels_last(root)
     if not listed:
         return [replace(case, channels_last=last) for case in pair(*_training_folders(root))]
+    if not isinstance(listed, list) or not all(map(_is_entry, listed)):
+        raise DataError(
+            f"'training' in {root / 'dataset.json'} is no list of pairs. "
+            'Write each as {"image": path, "label": path}.'
+        )
     cases = []
     for entry in listed:
-        image, label = root / str(entry["image"]), root / str(entry["label"])
+        image, label = root / entry["image"], root / entry["label"]
         for path in (image, label):
             if not path.is_file():
                 raise DataError(
@@ -295,6 +301,10 @@ def _read_msd(root: Path) -> list[CaseFiles]:
                 )
         cases.append(CaseFiles(case_id(image), (image,), label, channels_last=last))
     return cases
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label"))
 
 
 def _training_folders(root: Path) -> tuple[Path, Path]:
@@ -322,15 +332,27 @@ def parse_labels(named: Any, root: Path) -> dict[str, int]:
         labels = (
             {str(v): int(k) for k, v in named.items()}
             if values_first
-            else {k: int(v) for k, v in named.items()}
+            else {k: _as_value(v) for k, v in named.items()}
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"the labels in {root} are not name: value. Mend dataset.json.") from error
+    if not all(0 <= value <= _LARGEST_VALUE for value in labels.values()):
+        raise DataError(
+            f"the labels in {root} have values outside 0..{_LARGEST_VALUE}: {str(labels)[:200]}. "
+            "Renumber the structures from 1 up."
+        )
     if 0 not in labels.values():
         labels = {"background": 0} | labels
     if len(set(labels.values())) != len(labels):
         raise DataError(f"two labels in {root} share a value: {labels}. Give each its own.")
     return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def _as_value(value: Any) -> int:
+    """Whole numbers, also as text; int() alone would cut 1.5 and take True."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
+    return int(value)
 
 
 READERS: dict[str, Callable[[Path], list[CaseFiles]]] = {

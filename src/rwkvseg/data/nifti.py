@@ -1,6 +1,7 @@
 """NIfTI volumes through NiBabel, in the file's own axis order (i, j, k)."""
 
 import gzip
+import io
 import math
 import struct
 import warnings
@@ -88,9 +89,9 @@ def read_nifti_header(path: Path, *, channels_last: bool = False) -> NiftiHeader
 @contextmanager
 def _opened(path: Path, *, channels_last: bool) -> Iterator[tuple[Any, Any, NiftiHeader]]:
     """Stream, image whose voxels are not read, and its checked header; damage becomes UnreadableFileError."""
-    open_stream: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    open_stream = _ShortGzip if path.name.lower().endswith(".gz") else _ShortFile
     try:
-        with open_stream(path, "rb") as stream:
+        with open_stream(path) as stream:
             nifti = _image(stream, path)
             yield stream, nifti, _header(nifti, path, channels_last=channels_last)
     except DAMAGE as error:
@@ -100,6 +101,29 @@ def _opened(path: Path, *, channels_last: bool) -> Iterator[tuple[Any, Any, Nift
         ) from error
 
 
+class _ShortFile(io.BufferedReader):
+    """File that takes memory for what it holds; Python's takes it for whatever is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._most = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(self._most if size is None or size < 0 else min(size, self._most))
+
+
+class _ShortGzip(gzip.GzipFile):
+    """The same for what is compressed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._most = path.stat().st_size * DEFLATE_LIMIT
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(self._most if size is None or size < 0 else min(size, self._most))
+
+
+@np.errstate(all="ignore")  # what a damaged header makes of its numbers is checked below
 def _image(stream: Any, path: Path) -> Any:
     start = stream.read(4)
     is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
@@ -112,7 +136,7 @@ def _image(stream: Any, path: Path) -> Any:
         return kind.from_stream(stream)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what overflows in a damaged header becomes infinite
+@np.errstate(all="ignore")  # damaged headers hold all sorts of numbers
 def _header(nifti: Any, path: Path, *, channels_last: bool) -> NiftiHeader:
     _check_kind(nifti, path, axes=4 if channels_last else 3)
     _check_size(nifti, path)

@@ -1,5 +1,6 @@
 """Pictures (PNG, JPEG, TIFF, BMP) through Pillow: (C, row, column) out, nothing decoded halfway."""
 
+import math
 import struct
 import warnings
 import zlib
@@ -14,6 +15,20 @@ from rwkvseg.errors import DataError, LabelError, UnreadableFileError
 from rwkvseg.output import write_atomically
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # never others: Pillow would start Ghostscript on a disguised EPS
+DEFLATE_LIMIT = 1032  # bytes that one byte can stand for, see nifti.py
+PNG_BYTES = {"1": 1 / 8, "P": 1 / 8, "L": 1 / 8, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 2, "I": 2}
+"""Fewest bytes of a pixel before compression: grey and palettes may have one bit."""
+PIXELS_A_BYTE: dict[str, float] = {
+    "BMP 0": 8,
+    "JPEG": 4096,  # a block of 64 takes a bit; with arithmetic coding somewhat less
+    "MPO": 4096,
+    "TIFF raw": 8,
+    "TIFF packbits": 8 * 64,
+    "TIFF tiff_lzw": 8 * 1500,  # a code of 12 bits stands for 4096 bytes at most
+    "TIFF tiff_deflate": 8 * DEFLATE_LIMIT,
+    "TIFF tiff_adobe_deflate": 8 * DEFLATE_LIMIT,
+}
+"""Most pixels that a byte of the file can stand for, by format and compression; others know no limit."""
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -79,6 +94,7 @@ def _decode(path: Path) -> Image.Image:
                 picture: Image.Image = Image.open(file, formats=FORMATS)
                 # phones add a preview as second frame and call it MPO
                 pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
+                _check_claim(picture, path.stat().st_size)
                 if pages == 1:
                     picture.load()
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -93,6 +109,21 @@ def _decode(path: Path) -> Image.Image:
     if pages > 1:
         raise DataError(f"{path} holds {pages} pages. Save each as a picture, or the stack as NIfTI.")
     return picture
+
+
+def _check_claim(picture: Image.Image, size: int) -> None:
+    """Refuse a damaged header before memory is taken for the pixels that it claims."""
+    compression = picture.info.get("compression")
+    if picture.format == "PNG":
+        most = size * DEFLATE_LIMIT / PNG_BYTES.get(picture.mode, 1)
+    elif picture.format == "BMP" and compression in (1, 2):  # run lengths may leave out all that is black
+        return
+    else:
+        most = size * PIXELS_A_BYTE.get(f"{picture.format} {compression}".removesuffix(" None"), math.inf)
+    if picture.width * picture.height > most:
+        raise ValueError(
+            f"its header claims {picture.width} x {picture.height} pixels, the file has {size} bytes"
+        )
 
 
 def _integers(picture: Image.Image) -> NDArray[Any]:

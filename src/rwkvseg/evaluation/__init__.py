@@ -11,14 +11,13 @@ from rwkvseg.evaluation.metrics import (
     volume_difference,
 )
 from rwkvseg.evaluation.protocols import PROTOCOLS, ClassScore, Protocol, distance_unit, score_case
+from rwkvseg.evaluation.score_files import write_csv, write_summary_json
 from rwkvseg.evaluation.statistics import Interval, PairedTest, bootstrap_interval, paired_permutation_test
 from rwkvseg.evaluation.summary import (
     CaseMean,
     ClassSummary,
     Summary,
     summarise,
-    write_csv,
-    write_summary_json,
 )
 
 __all__ = [

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rwkvseg.errors import DataError, UsageError
+from rwkvseg.evaluation.protocols import check_protocol
 from rwkvseg.evaluation.statistics import Interval
+from rwkvseg.evaluation.summary import check_unit
 
 SUMMARY = "summary.json"
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _SHOWN = 3  # ids that a message names
 
 
@@ -98,7 +101,7 @@ def _read(label: str, folder: Path, part: str) -> Evaluated:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _parse(label, path.parent, content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*FAULTS, UsageError) as error:
         told = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise DataError(
             f"{path} is no summary of an evaluation ({' '.join(str(told).split())}). "
@@ -108,6 +111,8 @@ def _read(label: str, folder: Path, part: str) -> Evaluated:
 
 def _parse(label: str, folder: Path, content: Mapping[str, Any]) -> Evaluated:
     ours = content["rwkvseg"]
+    check_protocol(ours["protocol"])
+    check_unit(ours["unit"])
     hd95 = f"hd95_{ours['unit']}"
     rows = [
         Row(row["name"], row["label"], _interval(row["dsc"]), _interval(row[hd95]), row["outcomes"])

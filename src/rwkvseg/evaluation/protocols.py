@@ -5,6 +5,9 @@
     | prediction non-empty, truth empty | Dice 0, HD95 NaN, "false_positive"      | Dice 1, HD95 0        |
     | prediction empty, truth non-empty | Dice 0, HD95 the diagonal, "missed"     | Dice 0, HD95 0        |
     | distances                         | mm by the spacing (pixels without it)   | voxels, no spacing    |
+    | HD95                              | pooled, medpy's definition; the larger  | pooled, medpy's       |
+    |                                   | directed one, MONAI's, has its own name | definition            |
+    | mean                              | classes of a case, then cases           | cases, then classes   |
     | ASSD, NSD, IoU, ... of these rows | as `metrics.py` says, except: a missed  | as `metrics.py` says  |
     |                                   | structure has the diagonal as ASSD, and |                       |
     |                                   | what is absent has no volume difference |                       |
@@ -67,6 +70,8 @@ class ClassScore:
     """Normalised surface Dice at the tolerance of the evaluation, 0 to 1; NaN likewise."""
     volume_difference: float = math.nan
     """Volume of the prediction minus that of the truth in ml; NaN without spacing in mm, and where absent."""
+    hd95_larger: float = math.nan
+    """MONAI's HD95, the larger of both directed percentiles; a missed structure as in `hd95` under strict."""
 
     @property
     def iou(self) -> float:
@@ -180,15 +185,16 @@ def _score_class(
     if distances is not None:
         dsc, hd95 = 2 * tp / (2 * tp + fp + fn), distances.hausdorff_95()
         assd, nsd = distances.average(), distances.within(tolerance)
+        larger = distances.hausdorff_95("larger")
     else:
         dsc, hd95 = _scores_of_empty(outcome, protocol, _diagonal(shape, spacing))
-        assd = hd95 if protocol == "strict" else math.nan
+        assd = larger = hd95 if protocol == "strict" else math.nan
         nsd = math.nan if outcome == "absent" else 0.0
     volume = math.nan
     if len(shape) == 3 and spacing is not None and outcome != "absent":
         volume = (fp - fn) * math.prod(spacing) / 1000
     tn = math.prod(shape) - tp - fp - fn
-    return ClassScore(*identity, dsc, hd95, outcome, tp, fp, fn, tn, assd, nsd, volume)
+    return ClassScore(*identity, dsc, hd95, outcome, tp, fp, fn, tn, assd, nsd, volume, larger)
 
 
 def _share(part: int, whole: int) -> float:

@@ -57,6 +57,7 @@ def write_report(
     pictures: Mapping[str, Sequence[Picture]],
     *,
     context: Mapping[str, str],
+    excluded: Sequence[str] = (),
     sections: Sequence[Section] = (),
 ) -> None:
     """Write the report of an evaluation as one self-contained HTML file.
@@ -68,6 +69,7 @@ def write_report(
         pictures: heading ("best", "median", "worst") to the pictures below it.
         context: what a reader must know, name to value: data, checkpoint, date, version. "title" is the
             heading of the page.
+        excluded: sentences that say what no figure counts, and why.
         sections: what else is to be shown, after the pictures.
 
     Raises:
@@ -79,7 +81,10 @@ def write_report(
         section("What was evaluated", _context_table(summary, context)),
         section("Result", _summary_table(summary) + _table_note(summary)),
         section("Further metrics", _further_table(summary)),
-        section("Empty structures, and what they did to the figures", listed(exclusions(summary))),
+        section(
+            "What was excluded, and what empty structures did to the figures",
+            listed([*excluded, *exclusions(summary, scores)]),
+        ),
         section("Spread over cases", _plot(summary, scores)),
         *_picture_sections(scores, pictures),
         *(section(part.heading, _shown(part)) for part in sections),
@@ -157,7 +162,7 @@ def _summary_row(row: ClassSummary) -> list[str]:
 
 def _further_table(summary: Summary) -> str:
     names = list(summary.mean.further)
-    scales = {name: 1 if name.startswith(("assd", "volume")) else 100 for name in names}
+    scales = {name: 1 if name.startswith(("assd", "hd95", "volume")) else 100 for name in names}
     heads = [f"{name.replace('_', ' ')}{' (%)' if scales[name] == 100 else ''} / cases" for name in names]
     rows = [
         [

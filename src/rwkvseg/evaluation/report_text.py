@@ -1,6 +1,12 @@
 """What the report says in words, and how it looks."""
 
+import math
+from collections.abc import Iterable, Sequence
+
+from rwkvseg.evaluation.protocols import ClassScore
 from rwkvseg.evaluation.summary import Summary
+
+_NAMED = 12  # cases that a sentence names; the table of every case has them all
 
 STYLE = """
 :root { --ink: #1b2330; --soft: #5b6676; --line: #dfe4ea; --ground: #f5f7f9; --accent: #0072b2; }
@@ -61,8 +67,8 @@ summary { cursor: pointer; color: var(--accent); }
 """Style sheet of the page: system fonts, colours that print."""
 
 
-def exclusions(summary: Summary) -> list[str]:
-    """How many structures of how many cases were empty, and what that did to the figures."""
+def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
+    """How many structures of which cases were empty, and what that did to the figures."""
     structures = sum(summary.mean.outcomes.values())
     sentences = [
         f"{structures} structures were looked at: {len(summary.cases)} cases with {len(summary.classes)} "
@@ -84,15 +90,22 @@ def exclusions(summary: Summary) -> list[str]:
             f"{row.name} {row.outcomes[outcome]}" for row in summary.classes if row.outcomes[outcome]
         )
         named = f" ({where})" if number and len(summary.classes) > 1 else ""
-        sentences.append(f"{number} {outcome.replace('_', ' ')}{named}, {effect}.")
-    unscored = summary.mean.dsc.excluded
+        cases = _cases(score.case for score in scores if score.outcome == outcome)
+        sentences.append(f"{number} {outcome.replace('_', ' ')}{named}, {effect}.{cases}")
+    unscored = [case.case for case in summary.cases if math.isnan(case.dsc)]
     if unscored:
-        verb = _plural(unscored, "case holds", "cases hold")
-        sentences.append(f"{unscored} {verb} none of the classes and enter no mean.")
-    without = summary.mean.hd95.excluded
+        verb = _plural(len(unscored), "case holds", "cases hold")
+        sentences.append(f"{len(unscored)} {verb} none of the classes and enter no mean.{_cases(unscored)}")
+    without = [case.case for case in summary.cases if math.isnan(case.hd95)]
     if without:
-        sentences.append(f"{without} of {len(summary.cases)} cases have no HD95.")
+        sentences.append(f"{len(without)} of {len(summary.cases)} cases have no HD95.{_cases(without)}")
     return sentences
+
+
+def _cases(cases: Iterable[str]) -> str:
+    names = list(dict.fromkeys(cases))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" Cases: {', '.join(names[:_NAMED])}{more}." if names else ""
 
 
 def conventions(summary: Summary) -> list[str]:
@@ -102,9 +115,10 @@ def conventions(summary: Summary) -> list[str]:
         "DSC: Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|) of prediction P and truth T, in %.",
         "HD95: 95th percentile of the distances from each surface voxel of one mask to the nearest surface "
         f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
-        "Further metrics: ASSD is the mean of those distances, NSD the share of them within the tolerance in "
-        "its name. Each mean is over the cases in which the metric is defined: precision needs a "
-        "prediction, recall a truth. A missed structure has the diagonal as ASSD under strict.",
+        "Further metrics: hd95 larger is MONAI's definition, the larger of the 95th percentiles of both "
+        "directions. ASSD is the mean of those distances, NSD the share of them within the tolerance "
+        "in its name. Each mean is over the cases in which the metric is defined: precision needs a "
+        "prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
     ]
     if summary.protocol == "strict":
         return [

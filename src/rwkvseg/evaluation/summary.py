@@ -1,26 +1,22 @@
-"""From the scores of all cases to the figures of a table, and to the files that keep them.
+"""From the scores of all cases to the figures of a table; score_files.py keeps them.
 
 Averages: `strict` counts a class in a case if truth or prediction holds it, averages the classes of a case
 first and the cases second; `transunet` averages over cases, then over classes. Since `transunet` scores every
 class of every case the two orders agree there, so one bootstrap over case means serves both.
 """
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rwkvseg.errors import DataError, UsageError
-from rwkvseg.evaluation.further import Mean, further_metrics, mean_of_cases, mean_of_class
+from rwkvseg.evaluation.further import Mean, mean_of_cases, mean_of_class
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Outcome, Protocol, check_protocol
 from rwkvseg.evaluation.statistics import Interval, bootstrap_interval
-from rwkvseg.output import write_json, write_text
 
 Unit = Literal["mm", "px"]
 
@@ -129,7 +125,7 @@ def summarise(
         1.0
     """
     check_protocol(protocol)
-    _check_unit(unit)
+    check_unit(unit)
     names = _class_names(scores)
     cases = list(dict.fromkeys(score.case for score in scores))
     clusters = None if groups is None else _clusters(cases, groups)
@@ -159,83 +155,6 @@ def summarise(
     )
 
 
-def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit, *, tolerance: float = TOLERANCE) -> None:
-    """Write one line a case and class: case, label, name, dsc, hd95_mm or hd95_px, outcome; NaN is empty.
-
-    The metrics of `further_metrics` follow, NSD with its tolerance in the name: nsd_2mm.
-
-    Numbers are written with all their digits, so that reading gives back the same values.
-
-    Raises:
-        UsageError: an unknown unit.
-        OutputError: the file cannot be written.
-    """
-    _check_unit(unit)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for number, score in enumerate(scores):
-        further = further_metrics(score, unit, tolerance)
-        if number == 0:
-            writer.writerow(["case", "label", "name", "dsc", f"hd95_{unit}", "outcome", *further])
-        dsc, hd95, *others = map(_written, (score.dsc, score.hd95, *further.values()))
-        writer.writerow([score.case, score.label, score.name, dsc, hd95, score.outcome, *others])
-    write_text(path, text.getvalue())
-
-
-def _written(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
-
-
-def write_summary_json(
-    path: Path,
-    summary: Summary,
-    scores: Sequence[ClassScore],
-    *,
-    prediction_files: Mapping[str, str] | None = None,
-    truth_files: Mapping[str, str] | None = None,
-    image_files: Mapping[str, str] | None = None,
-) -> None:
-    """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
-
-    The keys "foreground_mean", "mean" and "metric_per_case" follow nnU-Net's definitions, from the counts of
-    pixels or voxels, whatever the protocol; null stands for NaN. "rwkvseg" is `Summary.to_json`.
-
-    Args:
-        path: the file.
-        summary: of `summarise`.
-        scores: the scores that were summarised.
-        prediction_files: case id to the name to print; the case id without it.
-        truth_files: case id to the name to print; the case id without it.
-        image_files: case id to the name of the image, added to nnU-Net's keys for the cases that have one.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    metrics = [_counts_to_metrics(score) for score in scores]
-    labels = sorted({score.label for score in scores})
-    mean = {
-        str(label): _mean_of_metrics([m for s, m in zip(scores, metrics, strict=True) if s.label == label])
-        for label in labels
-    }
-    per_case = []
-    for case in dict.fromkeys(score.case for score in scores):
-        per_case.append(
-            {
-                "metrics": {str(s.label): m for s, m in zip(scores, metrics, strict=True) if s.case == case},
-                "prediction_file": (prediction_files or {}).get(case, case),
-                "reference_file": (truth_files or {}).get(case, case),
-                **({"image_file": image_files[case]} if image_files and case in image_files else {}),
-            }
-        )
-    content = {
-        "foreground_mean": _mean_of_metrics(list(mean.values())),
-        "mean": mean,
-        "metric_per_case": per_case,
-        "rwkvseg": summary.to_json(),
-    }
-    write_json(path, without_nan(content))
-
-
 def _row(
     name: str, label: int, members: Sequence[ClassScore], interval: Any, further: Mapping[str, Mean]
 ) -> ClassSummary:
@@ -252,9 +171,9 @@ def _case_means(scores: Sequence[ClassScore], groups: Mapping[str, object] | Non
     return [
         CaseMean(
             case,
-            _mean([score.dsc for score in members]),
-            _mean([score.hd95 for score in members]),
-            _mean([score.hd95 for score in members if score.outcome == "scored"]),
+            mean_of_scored([score.dsc for score in members]),
+            mean_of_scored([score.hd95 for score in members]),
+            mean_of_scored([score.hd95 for score in members if score.outcome == "scored"]),
             None if groups is None else str(groups[case]),
         )
         for case, members in by_case.items()
@@ -266,27 +185,10 @@ def _outcomes(scores: Sequence[ClassScore]) -> dict[str, int]:
     return {outcome: counted[outcome] for outcome in OUTCOMES}
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_scored(values: Sequence[float]) -> float:
+    """Mean of what is not NaN; NaN without any."""
     scored = [value for value in values if not math.isnan(value)]
     return float(np.mean(scored)) if scored else math.nan
-
-
-def _counts_to_metrics(score: ClassScore) -> dict[str, float]:
-    either = score.tp + score.fp + score.fn
-    return {
-        "Dice": 2 * score.tp / (either + score.tp) if either else math.nan,
-        "IoU": score.tp / either if either else math.nan,
-        "TP": score.tp,
-        "FP": score.fp,
-        "FN": score.fn,
-        "TN": score.tn,
-        "n_pred": score.tp + score.fp,
-        "n_ref": score.tp + score.fn,
-    }
-
-
-def _mean_of_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: _mean([entry[key] for entry in metrics]) for key in metrics[0]}
 
 
 def _class_names(scores: Sequence[ClassScore]) -> dict[int, str]:
@@ -320,7 +222,8 @@ def _clusters(cases: Sequence[str], groups: Mapping[str, object]) -> list[object
     return [groups[case] for case in cases]
 
 
-def _check_unit(unit: str) -> None:
+def check_unit(unit: str) -> None:
+    """Raise UsageError unless `unit` is "mm" or "px"."""
     if unit not in get_args(Unit):
         raise UsageError(f"unit {unit!r} is unknown. Choose one of {', '.join(get_args(Unit))}.")
 

@@ -8,31 +8,19 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from pydantic import BaseModel, ValidationError
 
-from rwkvseg import __version__
-from rwkvseg.data.files import MASK_ENDINGS, list_images
+from rwkvseg.data.files import MASK_ENDINGS, list_images, with_groups
 from rwkvseg.data.io import case_id, read_image, read_label
 from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
-from rwkvseg.evaluation.summary import Summary, summarise, write_csv, write_summary_json
-from rwkvseg.inference.predict import RECORD
+from rwkvseg.evaluation.score_files import write_csv, write_summary_csv, write_summary_json
+from rwkvseg.evaluation.summary import Summary, summarise
+from rwkvseg.inference.evaluation_context import Context, Grid, Record, Spacing, digest_of, read_record
 from rwkvseg.inference.predictor import LabelMap
 from rwkvseg.output import write_json
-
-Spacing = tuple[float, ...] | None
-
-
-class _Record(BaseModel):
-    """What evaluation uses of the record that `predict` wrote."""
-
-    protocol: Protocol | None = None
-    labels: dict[str, int] | None = None
-    images: str = ""
-    model: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -54,9 +42,18 @@ class Evaluation:
 
     summary: Summary
     scores: list[ClassScore]
-    not_predicted: list[str]  # truths without a prediction, which no figure counts
-    recorded_protocol: str | None  # the one `predict` wrote down
+    context: Context
     report: Path
+
+    @property
+    def not_predicted(self) -> list[str]:
+        """Truths without a prediction, which no figure counts."""
+        return list(self.context.not_predicted)
+
+    @property
+    def recorded_protocol(self) -> str | None:
+        """The one `predict` wrote down."""
+        return self.context.record.protocol
 
 
 def evaluate(
@@ -76,7 +73,7 @@ def evaluate(
     sections: Sequence[Section] = (),
     on_case: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
-    """Score every prediction and write scores.csv, summary.json and report.html into `out`.
+    """Score every prediction; write scores.csv, summary.csv, summary.json and report.html into `out`.
 
     Args:
         predictions: folder of label maps, such as `predict` writes.
@@ -102,48 +99,100 @@ def evaluate(
         OutputError: the results cannot be written.
         UsageError: `scored` names what no label does, or a tolerance that is no distance.
     """
-    record = _read_record(predictions)
+    record = read_record(predictions)
     pictured = find_inputs(images) if images else _recorded_images(record)
-    pairs, missing, found_labels = pair_files(predictions, truth, pictured, layout=layout)
-    if only is not None:
-        pairs = [pair for pair in pairs if pair.case in only]
-        missing = [case for case in missing if case in only]
-    labels = dict(labels or record.get("labels") or found_labels or _labels_in_files(pairs))
-    if not any(labels.values()):
-        raise DataError(
-            f"neither {predictions} nor {truth} holds anything but background, so nothing tells the labels. "
-            "Give the data folder as truth; its dataset.json names them."
-        )
-    chosen = _check_scored(scored, labels)
-    score = partial(score_case, labels=labels, protocol=protocol, tolerance=tolerance)
-    scores: list[ClassScore] = []
-    unit = None
-    for number, pair in enumerate(pairs, 1):
-        prediction, reference, spacing = _read_pair(pair, labels)
-        unit = _same_unit(unit, distance_unit(protocol, spacing), pair)
-        found = score(pair.case, prediction, reference, spacing=spacing)
-        scores += [entry for entry in found if entry.name in chosen]
-        on_case(number, len(pairs))
-    groups = {pair.case: pair.group for pair in pairs}
+    pairs, missing, found = _chosen_pairs(predictions, truth, pictured, only=only, layout=layout)
+    labels = labels or record.labels or found or _labels_in_files(pairs)
+    chosen = _check_scored(scored, labels, (predictions, truth))
+    score = partial(_score_pair, labels=labels, chosen=chosen, protocol=protocol, tolerance=tolerance)
+    scores, grids = _score_all(pairs, score, protocol, on_case)
+    unit = distance_unit(protocol, next(iter(grids.values())).spacing) if grids else "px"
     summary = summarise(
-        scores,
-        protocol=protocol,
-        unit=unit or "px",
-        tolerance=tolerance,
-        groups=None if None in groups.values() else groups,
-        seed=seed,
+        scores, protocol=protocol, unit=unit, tolerance=tolerance, groups=_groups(pairs), seed=seed
     )
-    lines = _context(predictions, truth, record, len(missing)) | dict(context or {})
+    left_out = [name for name, value in labels.items() if value != 0 and name not in chosen]
+    behind = Context(predictions, truth, record, protocol, grids, _digests(pairs), missing, left_out)
+    result = Evaluation(summary, scores, behind, out / "report.html")
     # whatever cannot be read is found before anything is written
     pictures = _pictures(pairs, scores, summary, labels)
-    write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
-    _write_summary(out / "summary.json", summary, scores, pairs, missing)
-    write_report(out / "report.html", summary, scores, pictures, context=lines, sections=sections)
-    return Evaluation(summary, scores, missing, record.get("protocol"), out / "report.html")
+    _write_files(out, result, pairs, tolerance)
+    lines = behind.lines() | dict(context or {})
+    excluded = behind.exclusions()
+    write_report(
+        result.report, summary, scores, pictures, context=lines, excluded=excluded, sections=sections
+    )
+    return result
 
 
-def _check_scored(scored: Collection[str] | None, labels: Mapping[str, int]) -> set[str]:
+def _chosen_pairs(
+    predictions: Path,
+    truth: Path,
+    pictured: Sequence[CaseFiles],
+    *,
+    only: Collection[str] | None,
+    layout: str,
+) -> tuple[list[Pair], list[str], dict[str, int] | None]:
+    pairs, missing, labels = pair_files(predictions, truth, pictured, layout=layout)
+    if only is None:
+        return pairs, missing, labels
+    return [pair for pair in pairs if pair.case in only], [case for case in missing if case in only], labels
+
+
+def _groups(pairs: Sequence[Pair]) -> dict[str, str | None] | None:
+    """Patient or video of every case, where that of each is known."""
+    groups = {pair.case: pair.group for pair in pairs}
+    return None if None in groups.values() else groups
+
+
+def _digests(pairs: Sequence[Pair]) -> dict[str, str]:
+    return {
+        "truth": digest_of(pair.truth for pair in pairs),
+        "predictions": digest_of(pair.prediction for pair in pairs),
+    }
+
+
+def _score_all(
+    pairs: Sequence[Pair],
+    score: Callable[[Pair], tuple[list[ClassScore], Grid]],
+    protocol: Protocol,
+    on_case: Callable[[int, int], None],
+) -> tuple[list[ClassScore], dict[str, Grid]]:
+    scores: list[ClassScore] = []
+    grids: dict[str, Grid] = {}
+    unit = None
+    for number, pair in enumerate(pairs, 1):
+        found, grids[pair.case] = score(pair)
+        unit = _same_unit(unit, distance_unit(protocol, grids[pair.case].spacing), pair)
+        scores += found
+        on_case(number, len(pairs))
+    return scores, grids
+
+
+def _score_pair(
+    pair: Pair, *, labels: Mapping[str, int], chosen: Collection[str], protocol: Protocol, tolerance: float
+) -> tuple[list[ClassScore], Grid]:
+    prediction, reference, spacing = _read_pair(pair, labels)
+    found = score_case(
+        pair.case,
+        prediction,
+        reference,
+        labels=labels,
+        spacing=spacing,
+        protocol=protocol,
+        tolerance=tolerance,
+    )
+    return [entry for entry in found if entry.name in chosen], Grid(reference.shape, spacing)
+
+
+def _check_scored(
+    scored: Collection[str] | None, labels: Mapping[str, int], folders: tuple[Path, Path]
+) -> set[str]:
     structures = {name for name, value in labels.items() if value != 0}
+    if not structures:
+        raise DataError(
+            f"neither {folders[0]} nor {folders[1]} holds anything but background, so nothing tells the "
+            "labels. Give the data folder as truth; its dataset.json names them."
+        )
     unknown = sorted(set(scored or ()) - structures)
     if unknown or (scored is not None and not scored):
         raise UsageError(
@@ -205,24 +254,13 @@ def _find_truths(
         if case in found:
             raise DataError(f"{found[case].label} and {path} are both truths of case '{case}'. Keep one.")
         found[case] = CaseFiles(case, (), path)
-    return found, None
+    return {case.id: case for case in with_groups(truth, list(found.values()))}, None
 
 
-def _read_record(predictions: Path) -> dict[str, Any]:
-    path = predictions / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        return _Record.model_validate_json(path.read_bytes()).model_dump()
-    except (OSError, ValidationError) as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {told}. Remove it or predict again.") from error
-
-
-def _recorded_images(record: Mapping[str, Any]) -> tuple[CaseFiles, ...]:
+def _recorded_images(record: Record) -> tuple[CaseFiles, ...]:
     """Images where `predict` found them; they are only for the pictures, so their absence is no fault."""
     try:
-        return find_inputs(Path(record["images"])) if record.get("images") else ()
+        return find_inputs(Path(record.images)) if record.images else ()
     except (DataError, MissingExtraError):
         return ()
 
@@ -268,30 +306,23 @@ def _same_unit(unit: Any, found: Any, pair: Pair) -> Any:
     return found
 
 
-def _write_summary(
-    path: Path, summary: Summary, scores: list[ClassScore], pairs: Sequence[Pair], missing: list[str]
-) -> None:
+def _write_files(out: Path, result: Evaluation, pairs: Sequence[Pair], tolerance: float) -> None:
+    """Everything but the report."""
+    summary, scores, context = result.summary, result.scores, result.context
+    write_csv(out / "scores.csv", scores, summary.unit, tolerance=tolerance)
+    write_summary_csv(out / "summary.csv", summary)
     write_summary_json(
-        path,
+        out / "summary.json",
         summary,
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
         image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
+        tolerance=tolerance,
+        context=context.to_json(),
     )
-    if missing:
-        write_json(path.with_name("not_predicted.json"), missing)
-
-
-def _context(predictions: Path, truth: Path, record: Mapping[str, Any], missing: int) -> dict[str, str]:
-    lines = {"predictions": str(predictions), "truth": str(truth), "rwkvseg": __version__}
-    model = record.get("model", {})
-    if model:
-        lines["model"] = f"{model.get('name')}, weights {str(model.get('weights_sha256'))[:12]}"
-        lines["predicted under protocol"] = str(record.get("protocol"))
-    if missing:
-        lines["not scored"] = f"{missing} truths without a prediction"
-    return lines
+    if context.not_predicted:
+        write_json(out / "not_predicted.json", list(context.not_predicted))
 
 
 def _pictures(

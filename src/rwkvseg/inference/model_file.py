@@ -126,8 +126,6 @@ def read_description(folder: Path) -> ModelDescription:
     path = folder / DESCRIPTION
     try:
         return ModelDescription.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"cannot read {path}: {_first_lines(error)}. Copy the model again.") from error
     except ValidationError as error:
         item = error.errors()[0]
         key = ".".join(str(part) for part in item["loc"])
@@ -135,6 +133,8 @@ def read_description(folder: Path) -> ModelDescription:
             f"{path} does not describe a model of this version: '{key}': {item['msg']}. "
             "Use the file as `rwkvseg train` wrote it, or the rwkvseg version that wrote it."
         ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"cannot read {path}: {_first_lines(error)}. Copy the model again.") from error
 
 
 def _read_weights(path: Path, digest: str) -> dict[str, torch.Tensor]:

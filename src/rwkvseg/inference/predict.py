@@ -23,6 +23,10 @@ from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
 
 RECORD = "prediction.json"
+RESIZE_RULES = {
+    "strict": "probabilities resampled to the case's own grid, then arg-max",
+    "transunet": "image by cubic spline to the network's size, arg-max, labels back by nearest neighbour",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Predicted:
     file: Path
     seconds: float
     pixels: dict[str, int]  # label name -> number of pixels or voxels
+    resized: bool = False  # whether the network saw slices of another size than the case has
 
 
 def predict_files(
@@ -49,7 +54,8 @@ def predict_files(
 ) -> list[Predicted]:
     """Write `OUT/<case>.png` for pictures and `OUT/<case>.nii.gz` for volumes, and `OUT/prediction.json`.
 
-    The record holds protocol, labels, model and where the images were, for `evaluate`; of DICOM the series.
+    The record holds protocol, how results were resized and of which cases, labels, model and where the
+    images were, for `evaluate`; of DICOM the series.
 
     Args:
         predictor: the model.
@@ -82,7 +88,8 @@ def predict_files(
             _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
         counts = _count(prediction, max(predictor.labels.values()) + 1)
         pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
-        done.append(Predicted(files.id, path, time.perf_counter() - started, pixels))
+        seconds = time.perf_counter() - started
+        done.append(Predicted(files.id, path, seconds, pixels, predictor.resizes(case)))
         on_case(done[-1])
     record = _record(predictor, protocol, source, done)
     series = {files.id: files.series for files in inputs if files.series is not None}
@@ -104,6 +111,11 @@ def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Pr
     return {
         "rwkvseg_version": __version__,
         "protocol": protocol,
+        "resize": {
+            "rule": RESIZE_RULES[protocol],
+            "network_size": description.preprocessing.size,
+            "cases": [item.case for item in done if item.resized],
+        },
         **({"windows": windows} if predictor.sees_volumes else {}),
         "labels": description.labels,
         "images": source,

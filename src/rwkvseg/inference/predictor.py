@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from rwkvseg.data.case import Case
 from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, resize_spline, slice_axis
+from rwkvseg.data.volumes import plan_grid
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.model_file import ModelDescription, load_model
@@ -131,6 +132,17 @@ class Predictor:
                 prediction[(slice(None),) * axis + (position,)] = label_map
                 position += 1
         return prediction
+
+    def resizes(self, case: Case) -> bool:
+        """Whether slices of another size than the case's, or a volume of another spacing, are predicted."""
+        settings = self.description.preprocessing
+        if self.sees_volumes:
+            grid = plan_grid(case, settings.model_copy(update={"crop": "none"}))
+            return grid.network_shape != tuple(grid.shape[axis] for axis in grid.axes)
+        shape = list(case.spatial_shape)
+        if len(shape) == 3:
+            del shape[slice_axis(case, settings)]
+        return settings.size is not None and tuple(settings.size) != tuple(shape)
 
     def check_memory(self, geometry: Case) -> VolumePlan:
         """Plan the prediction of a volume before its voxels are read, as if nothing were cropped.

@@ -16,6 +16,11 @@ def _not_negative(workers: int | str) -> int | str:
     return workers
 
 
+YAML_FAULTS = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: ValueError for dates and numbers that are none, and text that is not UTF-8."""
+
+_MOST_VALUES = 20_000
+
 Workers = Annotated[int | Literal["auto"], AfterValidator(_not_negative)]
 
 
@@ -76,13 +81,33 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except YAML_FAULTS as error:
         raise RecipeError(
             f"the recipe {path} is not valid YAML: {_one_line(error)}. Mend that line."
         ) from error
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds no keys. Start from one in recipes/.")
+    if _is_bomb(content):
+        raise RecipeError(
+            f"the recipe {path} holds more than {_MOST_VALUES} values, or some that hold themselves. "
+            "Write out what its aliases (*name) stand for."
+        )
     return content
+
+
+def _is_bomb(content: Any) -> bool:
+    """Whether aliases make more values than any recipe has; YAML shares them, printing does not."""
+    waiting, seen = [content], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            return True
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    return False
 
 
 def _apply_change(content: dict[str, Any], change: str) -> None:
@@ -101,7 +126,7 @@ def _apply_change(content: dict[str, Any], change: str) -> None:
             )
     try:
         place[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except YAML_FAULTS as error:
         raise RecipeError(f"--set {change}: the value is not valid YAML. Quote it.") from error
 
 
@@ -115,7 +140,7 @@ def _explain(error: ValidationError, source: str, recipe: type[BaseModel]) -> st
         elif item["type"] == "missing":
             lines.append(f"key '{key}' is missing")
         else:
-            lines.append(f"{key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key} = {_short(item['input'])}: {item['msg'].removeprefix('Value error, ')}")
     return f"{source} cannot be used: {'; '.join(lines)}. Change these keys and start again."
 
 
@@ -132,6 +157,11 @@ def _known_keys(model: type[BaseModel], groups: tuple[int | str, ...]) -> list[s
 
 def _is_group(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _short(value: Any, limit: int = 120) -> str:
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def _one_line(error: Exception) -> str:

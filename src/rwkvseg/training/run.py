@@ -242,11 +242,15 @@ class _Run:
                     "recipe": self.recipe.name,
                     "part": f"{part} ({self.split.rule} split, seed {self.split.seed})",
                     "checkpoint": f"{self.recipe.training.report}, epoch {self.recipe.training.epochs}",
+                    "trained on": self._device_name(),
                     "licence of the data": predictor.description.licence,
                 },
                 sections=read_sections(self.out),
                 on_case=advance,
             )
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def _summary(self, network: nn.Module, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
         cuda = self.device.type == "cuda"

@@ -25,7 +25,7 @@ from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.recipe_file import RecipeFile
+from rwkvseg.training.recipe_file import YAML_FAULTS, RecipeFile
 
 DESCRIPTION = "recipe.yaml"
 ENCODER = "encoder.json"  # which weights the run began with
@@ -125,7 +125,7 @@ def require_same_recipe(
     """
     try:
         old = _flatten(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(recipe)))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, AttributeError, *YAML_FAULTS) as error:
         told = " ".join(str(error).split())
         raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
     new = _flatten(recipe.model_dump(mode="json"))
@@ -156,7 +156,7 @@ def _with_defaults(content: Any, kind: type[RecipeFile]) -> Any:
 def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:
     try:
         old = {case["id"]: case for case in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {error}. Start a new run with another --out.") from error
     new = {case["id"]: case for case in cases}
     differing = sorted(case for case in old.keys() | new.keys() if old.get(case) != new.get(case))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rwkvseg.data.downloads import Download
+
 NOT_VERIFIED = "not verified"
 
 
@@ -38,13 +40,17 @@ class DataSet:
     citation: str | None
     licence: str | None
     source: str | None
-    """Where to get it; nothing is downloaded for you."""
+    """Where to get it."""
+    download: Download | None = None
+    """Open link of its owners, for `rwkvseg data download`; None: there is none whose checksum is known."""
     unverified: tuple[str, ...] = ()
     """Fields that are stated from general knowledge and could not be checked."""
 
     def told(self, field: str) -> str:
         """A field as text, marked where it is not verified."""
         value: Any = getattr(self, field)
+        if field == "download":
+            return "none; see source" if value is None else f"{value.url} ({value.checksum})"
         if value is None:
             return NOT_VERIFIED
         if field == "labels":

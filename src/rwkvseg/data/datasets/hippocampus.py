@@ -1,6 +1,7 @@
 """MSD Task04 Hippocampus."""
 
 from rwkvseg.data.datasets.description import DataSet
+from rwkvseg.data.downloads import Download
 
 DATASET = DataSet(
     name="hippocampus",
@@ -20,5 +21,10 @@ DATASET = DataSet(
     citation="Antonelli et al., The Medical Segmentation Decathlon, 2022",
     licence="CC-BY-SA 4.0",
     source="medicaldecathlon.com",
+    download=Download(  # as MONAI's DecathlonDataset fetches and checks it
+        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
+        checksum="md5:9d24dba78a72977dbd1d2e110310f31b",
+        folder="Task04_Hippocampus",
+    ),
     unverified=("licence",),
 )

@@ -3,7 +3,8 @@
 import numpy as np
 
 from rwkvseg.evaluation.protocols import distance_unit, score_case
-from rwkvseg.evaluation.summary import summarise, write_summary_json
+from rwkvseg.evaluation.score_files import write_summary_json
+from rwkvseg.evaluation.summary import summarise
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
