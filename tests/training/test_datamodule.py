@@ -175,12 +175,12 @@ def test_a_run_whose_pictures_lie_on_the_device_is_the_same_run(phantom, tmp_pat
 
 
 def test_what_stays_on_a_device(phantom, monkeypatch):
-    gpu, free = torch.device("cuda"), 16 * 32 * 32 * 5 * 4  # the images, and a fourth of it may be used
+    gpu, free = torch.device("cuda"), 16 * 32 * 32 * 5 * 20  # the images, and a twentieth of it may be used
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
     assert fits(make_data(phantom).train, gpu)
     assert not fits(make_data(phantom).train, torch.device("cpu"))
     assert not fits(make_data(phantom, cache_gigabytes=1e-6).train, gpu)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 4, 2 * free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 20, 2 * free))
     assert not fits(make_data(phantom).train, gpu)
 
 

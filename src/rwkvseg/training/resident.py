@@ -1,5 +1,7 @@
 """Small sets of pictures on the GPU as a whole: a batch is a choice of rows there, no worker, no copy."""
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from rwkvseg.training.datamodule import SegmentationItems
 
-SHARE = 0.25  # of the GPU's free memory; training needs the rest
+SHARE = 0.05  # of the GPU's free memory, for each part: what `rwkvseg plan` estimates too much leaves room
 
 
 def fits(items: "SegmentationItems", device: torch.device) -> bool:
@@ -19,8 +21,17 @@ def fits(items: "SegmentationItems", device: torch.device) -> bool:
     shapes = {items.pair(position)[0].shape for position in range(len(items))}
     if len(shapes) > 1:
         return False
-    image, label = items.pair(0)
-    return len(items) * (image.nbytes + label.nbytes) <= SHARE * torch.cuda.mem_get_info(device)[0]
+    channels, *sides = shapes.pop()
+    return resident_bytes(len(items), channels, sides) <= SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def resident_bytes(number: int, channels: int, sides: Sequence[int]) -> int:
+    """Bytes of so many items: float32 images, uint8 labels.
+
+    >>> resident_bytes(1000, 3, (256, 256))
+    851968000
+    """
+    return number * math.prod(sides) * (4 * channels + 1)
 
 
 class ResidentItems(Dataset[dict[str, Any]]):
