@@ -200,9 +200,7 @@ DICOM_TRAPS = {
     "frames of 60000 x 60000": lambda p: write_multi_frame(
         p, GRID, (0, 1, 2), change=claims(Rows=60000, Columns=60000)
     ),
-    "200 frames described, 3 there": lambda p: write_multi_frame(
-        p, GRID, (0, 1, 2), change=with_groups(200)
-    ),
+    "200 frames described, 3 there": lambda p: write_multi_frame(p, GRID, (0, 1, 2), change=with_groups(200)),
     "a picture of 40000 x 40000": lambda p: write_picture(p, NOISE, Rows=40000, Columns=40000),
     "65535 colours": lambda p: write_picture(p, NOISE, SamplesPerPixel=65535),
     "65528 bits": lambda p: write_picture(p, NOISE[..., 0], BitsAllocated=65528),
