@@ -1,6 +1,7 @@
 """`rwkvseg plan` and `data fingerprint` on folders as the owners of public sets name their files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,9 +50,7 @@ def busi(root):
             stem = root / kind / f"{kind} ({index})"
             mask = stem.with_name(f"{stem.name}_mask.png")
             pair(stem.with_name(f"{stem.name}.png"), mask, colours=False, empty=kind == "normal")
-    (root / "benign" / "benign (4)_mask_1.png").write_bytes(
-        (root / "benign" / "benign (5)_mask.png").read_bytes()
-    )
+    shutil.copy(root / "benign" / "benign (5)_mask.png", root / "benign" / "benign (4)_mask_1.png")
 
 
 def isic(root):
@@ -62,8 +61,7 @@ def isic(root):
             mask = root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"{stem}_segmentation.png"
             pair(image, mask)
             image.with_name(f"{stem}_superpixels.png").write_bytes(mask.read_bytes())
-            if part == "Test_v2":
-                mask.unlink()
+    shutil.rmtree(root / "ISIC-2017_Test_v2_Part1_GroundTruth")
 
 
 def glas(root):

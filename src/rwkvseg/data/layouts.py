@@ -90,14 +90,14 @@ def unknown_layout(root: Path) -> DataError:
     """What to raise of a folder that follows none; images and DICOM series without labels have their cure."""
     if (root / "imagesTs").is_dir():
         return DataError(
-            f"{root} holds imagesTs/ without imagesTr/, images without labels. Move those that have labels to "
-            "imagesTr/, put the labels into labelsTr/ and name them in dataset.json."
+            f"{root} holds imagesTs/ without imagesTr/, images without labels. Move those that have labels "
+            "to imagesTr/, put the labels into labelsTr/ and name them in dataset.json."
         )
     if any_dicom_below(root):
         return DataError(
             f"{root} holds DICOM files, which come without labels. Write its series to DST/imagesTs with "
-            f"`rwkvseg data convert {root} DST --to nnunet --label NAME=VALUE`, move those that have labels to "
-            "DST/imagesTr, and put the labels into DST/labelsTr."
+            f"`rwkvseg data convert {root} DST --to nnunet --label NAME=VALUE`, move those that have labels "
+            "to DST/imagesTr, and put the labels into DST/labelsTr."
         )
     return DataError(f"{root} follows no known layout. Expected {KNOWN}.")
 
