@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,7 +116,8 @@ def test_a_plan_sees_pictures_and_keeps_to_the_parts(rwkvseg, tmp_path, write):
     numbers, names = FOLDERS[write]
     assert tuple(len(getattr(split, part)) for part in PARTS) == numbers
     assert all(case.startswith(names) for case in split.train)
-    if write in (synapse, acdc):
+    if write in (synapse, acdc):  # slices and volumes scaled alike: both hold 0 to 1 of the scan
+        assert planned.preprocessing.normalisation == "none"
         assert all("slice" in case for case in split.train)
         assert not any("slice" in case for case in split.test)
         patients = [{case.split("_")[0] for case in getattr(split, part)} for part in PARTS]
@@ -137,3 +139,12 @@ def test_planned_recipes_train_as_they_are(rwkvseg, tmp_path, write):
     tested = next(part for part in ("test", "val") if numbers[PARTS.index(part)])
     assert f"{tested} ({numbers[PARTS.index(tested)]} cases)" in out
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_arrays_beyond_0_to_1_are_scaled(rwkvseg, tmp_path):
+    acdc(tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file["image"][...] *= 300
+    assert rwkvseg("plan", tmp_path / "data", "-o", tmp_path / "p.yaml", "--gpu-memory", "2G")[0] == 0
+    assert Recipe.from_file(tmp_path / "p.yaml").preprocessing.normalisation == "percentile"
