@@ -1,10 +1,13 @@
 import os
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from rwkvseg.data.datasets import DATASETS
 from rwkvseg.data.layouts import find_inputs, open_data, read_case
+from rwkvseg.data.listing import list_folder
 from rwkvseg.data.splits import make_split, read_split
 from rwkvseg.data.transforms import Preprocessing, preprocess
 
@@ -43,6 +46,44 @@ def test_every_set_opens_and_some_of_its_cases_read(shared_data, folder, layout,
         items = preprocess(case, Preprocessing(size=(64, 48)))
         assert all(item.image.shape == (3, 64, 48) and np.isfinite(item.image).all() for item in items)
         assert len(items) == (1 if case.label.ndim == 2 else case.label.shape[2])
+
+
+STATED = {  # numbers in SOURCE.md that the readers must find; patients or videos; name under `data info`
+    "Kvasir-SEG-256": ((1000,), 0, "kvasir_seg"),
+    "CVC-ClinicDB-256": ((612,), 29, "cvc_clinicdb"),
+    "ISIC2017-256": ((2000, 150), 0, "isic2017"),
+    "BUSI-subset-256": ((35, 50, 50), 0, "busi"),
+    "GlaS-256": ((85, 80), 0, "glas"),
+    "ACDC-nii": ((160,), 80, "acdc_volumes"),
+    "Task04_Hippocampus": ((260,), 0, "hippocampus"),
+}
+
+
+def test_every_folder_there_is_has_its_test(shared_data):
+    there = {path.name for path in shared_data.iterdir() if path.is_dir()}
+    assert there <= set(STATED) == {row[0] for row in SETS}
+
+
+@pytest.mark.parametrize("folder", STATED)
+def test_numbers_are_those_of_the_source_and_of_data_info(shared_data, folder):
+    stated, groups, name = STATED[folder]
+    text = (shared_data / folder / "SOURCE.md").read_text()
+    assert all(re.search(rf"\b{number}\b", text) for number in stated)
+    data, listing = open_data(shared_data / folder), list_folder(shared_data / folder)
+    assert len(data.cases) == sum(stated)
+    assert listing.findings == []
+    assert [case.id for case in listing.cases] == [case.id for case in data.cases]
+    assert len({case.group for case in listing.cases} - {None}) == groups
+    described = DATASETS[name]
+    kinds = {tuple(sorted(labels.values())) for labels in (data.labels, described.labels) if labels}
+    assert len(kinds) == 1
+    parts = Counter(case.part for case in data.cases)
+    if name == "isic2017":
+        assert (parts["train"], parts["val"]) == described.parts[:2]
+    elif name == "glas":
+        assert (parts["train"], parts["test"]) == (sum(described.parts[:2]), described.parts[2])
+    elif name in ("kvasir_seg", "cvc_clinicdb", "hippocampus"):
+        assert sum(described.parts) == sum(stated)
 
 
 def test_cvc_has_its_29_sequences(shared_data):

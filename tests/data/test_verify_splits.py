@@ -1,9 +1,7 @@
-"""Leaks between the parts of a split, duplicates, groups, layouts; and what is wrong with real data."""
+"""Leaks between the parts of a split, duplicates, groups, layouts."""
 
 import re
 import shutil
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,36 +159,3 @@ def test_names_that_clash_and_json_that_is_broken(pictures):
     assert len(findings["layout"]) == 2
     (pictures / "dataset.json").write_text('{"labels": {"a": 1, "b": 1}}')
     assert any("share a value" in finding.what for finding in found(pictures)["layout"])
-
-
-@pytest.mark.shared_data
-def test_random_split_of_cvc_shares_sequences(shared_data):
-    splits = Path(__file__).resolve().parents[2] / "recipes" / "splits"
-    root = shared_data / "CVC-ClinicDB-256"
-    result = verify_data(root, splits / "cvc_clinicdb_seed0.json")
-    kinds = Counter(finding.kind for finding in result.findings)
-    assert (result.groups, kinds["group_across"]) == (29, 28)
-    assert kinds["near_duplicate_across"] > 0
-    assert set(kinds) == {"group_across", "near_duplicate_across", "near_duplicate_within", "unnamed_labels"}
-
-
-@pytest.mark.shared_data
-def test_normals_of_busi_have_empty_masks(shared_data):
-    result = verify_data(shared_data / "BUSI-subset-256")
-    empty = [finding.cases[0] for finding in result.findings if finding.kind == "empty_mask"]
-    assert sorted(empty) == sorted(f"normal ({index})" for index in range(1, 51))
-    assert not result.has_errors
-
-
-@pytest.mark.shared_data
-def test_hippocampus_is_clean(shared_data, tmp_path):
-    cases = sorted((shared_data / "Task04_Hippocampus" / "imagesTr").iterdir())[::6]
-    for folder in ("imagesTr", "labelsTr"):
-        (tmp_path / folder).mkdir()
-        for path in cases:
-            (tmp_path / folder / path.name).symlink_to(path.parents[1] / folder / path.name)
-    (tmp_path / "labels.json").write_text(
-        '{"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}'
-    )
-    result = verify_data(tmp_path)
-    assert (result.layout, sum(result.parts.values()), result.findings) == ("msd", 44, ())

@@ -7,18 +7,21 @@ import json
 import resource
 import signal
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import strategies as st
 
 from rwkvseg.errors import RWKVSegError
 
 HEADROOM = 400 * 2**20  # bytes that reading a damaged file of some kilobytes may take beyond what is in use
+FLOOD = 100 * 2**20  # bytes of Python's memory that a trap of less than a megabyte may fill
 PATIENCE = 20  # seconds; a hang, not a slow machine
 
 Layer = tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]  # (unpack, pack)
@@ -60,6 +63,21 @@ def outcome(reader: Reader, folder: Path) -> str:
             assert len(message) < 3000, message[:200]
             return "refused"
     return "read"
+
+
+def refused(path: Path, read: Callable[[Path], Any], *, watched: bool = True) -> str:
+    """Message of the refusal, whose Python memory stayed below a flood; `outcome` bounds the rest."""
+    reader = Reader("trap", path.name, lambda _: None, read)
+    if watched:
+        tracemalloc.start()
+    try:
+        assert outcome(reader, path.parent) == "refused"
+        assert tracemalloc.get_traced_memory()[1] < FLOOD
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(RWKVSegError) as caught:
+        read(path)
+    return str(caught.value)
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """Every reader of files that come from elsewhere, a line each at the end of this file."""
 
 import gzip
+import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel
 import numpy as np
 import torch
@@ -15,10 +18,12 @@ import yaml
 from harness import Layer, Reader
 from PIL import Image
 
+from array_folders import volume_arrays, write_h5
 from compared import shifted, truths, write_evaluation
+from dicom_cases import Grid, write_multi_frame, write_picture, write_series
 from rwkvseg.data.files import read_groups
 from rwkvseg.data.io import read_image, read_label
-from rwkvseg.data.layouts import open_data, read_case
+from rwkvseg.data.layouts import find_inputs, open_data, read_case
 from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.data.splits import read_split
@@ -69,6 +74,24 @@ def sound_label(found: Any) -> None:
     assert label.ndim == (2 if affine is None else 3)
 
 
+def sound_array(found: Any) -> None:
+    image, spacing, affine = found
+    assert image.ndim in (3, 4)
+    assert image.size
+    assert np.isfinite(image).all()
+    assert (spacing, affine) == (None, None)
+
+
+def sound_array_label(found: Any) -> None:
+    assert found[0].dtype.kind in "iu"
+    assert found[0].ndim in (2, 3)
+
+
+def sound_cases(cases: Any) -> None:
+    for case in cases:
+        sound_image((case.image, case.spacing, case.affine))
+
+
 def png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
     chunks, at = [], 8
     while at + 12 <= len(content):
@@ -93,6 +116,28 @@ def png_with_checksums(payload: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def npz_members(content: bytes) -> bytes:
+    """Arrays behind each other, each with its name and length, without zip's checksums."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    found = [(name, archive.read(name)) for name in archive.namelist()]
+    return b"".join(len(body).to_bytes(4, "big") + name.encode().ljust(16) + body for name, body in found)
+
+
+def npz_zipped(content: bytes) -> bytes:
+    file, at = io.BytesIO(), 0
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        taken = set()
+        while at + 20 <= len(content):
+            size = min(int.from_bytes(content[at : at + 4], "big"), len(content) - at - 20)
+            name = content[at + 4 : at + 20].split(b"\0")[0].strip().decode("latin1") or "x"
+            if name not in taken:
+                archive.writestr(zipfile.ZipInfo(name), content[at + 20 : at + 20 + size])
+            taken.add(name)
+            at += 20 + size
+    return file.getvalue()
+
+
+NPZ: Layer = (npz_members, npz_zipped)
 PNG: Layer = (png_without_checksums, png_with_checksums)
 GZIP: Layer = (gzip.decompress, lambda content: gzip.compress(content, 1, mtime=0))
 
@@ -217,6 +262,46 @@ def case_of(path: Path) -> Any:
     return read_case(open_data(path.parents[1]).cases[0], {"background": 0, "organ": 1})
 
 
+def npz(path: Path) -> None:
+    np.savez(path, **{name: values[0] for name, values in volume_arrays(0).items()})
+
+
+def h5(path: Path) -> None:
+    write_h5(path, volume_arrays(0))
+
+
+def packed_h5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for name, values in volume_arrays(0).items():
+            file.create_dataset(name, data=values, chunks=(2, 4, 5), compression="gzip", shuffle=True)
+
+
+GRID = Grid(shape=(7, 6, 3))
+
+
+def numbered(dataset: Any, index: int) -> None:
+    """The same file every time."""
+    for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        setattr(dataset, key, f"1.2.3.{index + 1}" if key == "SOPInstanceUID" else "1.2.3")
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+
+
+def dicom_series(path: Path) -> None:
+    write_series(path.parent, GRID, change=numbered).files[1].rename(path)
+
+
+def dicom_frames(path: Path) -> None:
+    write_multi_frame(path, GRID, (2, 0, 1), change=numbered)
+
+
+def dicom_picture(path: Path) -> None:
+    write_picture(path, NOISE)
+
+
+def dicom_of(path: Path) -> Any:
+    return [read_case(case, with_label=False) for case in find_inputs(path.parent)]
+
+
 def folder_of(path: Path) -> Any:
     return open_data(path.parent)
 
@@ -245,6 +330,14 @@ READERS = [
     Reader("nifti label", "a.nii.gz", volume(np.uint8), read_label, sound_label, GZIP, **DEEP),
     Reader("nifti header", "a.nii.gz", volume(np.uint8), read_nifti_header, layer=GZIP),
     Reader("case", "masks/a.png", case_folder, case_of, layer=PNG),
+    Reader("npz", "a.npz", npz, read_image, sound_array, NPZ, **DEEP),
+    Reader("npz label", "a.npz", npz, read_label, sound_array_label, NPZ),
+    Reader("h5", "a.h5", h5, read_image, sound_array, **DEEP),
+    Reader("h5 gzip", "a.npy.h5", packed_h5, read_image, sound_array, **DEEP),
+    Reader("h5 label", "a.h5", h5, read_label, sound_array_label),
+    Reader("dicom slice", "s/x.dcm", dicom_series, dicom_of, sound_cases),
+    Reader("dicom frames", "s/x.dcm", dicom_frames, dicom_of, sound_cases),
+    Reader("dicom picture", "s/x.dcm", dicom_picture, dicom_of, sound_cases),
     Reader("msd", "dataset.json", data_folder(MSD), folder_of, sound_folder, **DEEP),
     Reader("nnunet", "dataset.json", data_folder(NNUNET, nnunet=True), folder_of, sound_folder, **DEEP),
     Reader("labels", "labels.json", data_folder({"labels": {"bg": 0, "x": 1}}), folder_of, sound_folder),

@@ -7,6 +7,7 @@ neither spacing nor affine. Nothing is ever unpickled.
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from rwkvseg.output import write_atomically
 ARRAY_SUFFIXES = (".npy.h5", ".h5", ".npz")
 DAMAGE = (
     OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError,
-    NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile,
+    NotImplementedError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 DEFLATE_LIMIT = 1032  # deflate cannot compress further
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -154,6 +155,10 @@ def _npz_array(path: Path, name: str) -> Iterator[_NpzArray]:
         if name not in names:
             raise _lacking(path, name, names)
         member = archive.getinfo(names[name])
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"'{name}' is compressed by method {member.compress_type}, which NumPy never takes"
+            )
         if member.file_size > path.stat().st_size * DEFLATE_LIMIT:
             raise ValueError(f"it claims {member.file_size} bytes of '{name}'")
         with archive.open(member) as stream:
@@ -171,8 +176,10 @@ def _h5_array(path: Path, name: str) -> Iterator[Any]:
         dataset = file[name]
         if dataset.external or dataset.is_virtual:  # values in other files: whatever a stranger names
             raise DataError(f"'{name}' in {path} lies in other files. Export it as one file.")
-        if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > available_memory():
-            raise ValueError(f"its chunks claim the shape {dataset.chunks}")
+        if dataset.chunks:  # each is inflated whole, however small the part of it that is within the shape
+            chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
+            if chunk > min(available_memory(), path.stat().st_size * DEFLATE_LIMIT):
+                raise ValueError(f"its chunks claim the shape {dataset.chunks}")
         yield dataset
 
 

@@ -7,6 +7,7 @@ where it lies (an X-ray, a screen shot) is a picture.
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,12 @@ class Series:
         self._require_memory()
         if self.stack is None:
             return read_picture_frame(self.instances[0])
-        image = np.empty((1, *self.stack.shape), np.float32, order="F")  # a slice is one block of memory
         place = {plane: k for k, plane in enumerate(self.stack.order)}
-        index = 0
-        for instance in self.instances:
-            for values in read_slices(instance):
-                image[0, :, :, place[index]] = values.T
-                index += 1
+        slices = (values for instance in self.instances for values in read_slices(instance))
+        first = next(slices)  # before memory is taken for what headers claim
+        image = np.empty((1, *self.stack.shape), np.float32, order="F")  # a slice is one block of memory
+        for index, values in enumerate(chain((first,), slices)):
+            image[0, :, :, place[index]] = values.T
         return image
 
     def _require_memory(self) -> None:

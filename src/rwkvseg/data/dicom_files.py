@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def find_dicom(path: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
     if path.is_file():
         root, instances = path.parent, _images(path, [path])
     else:
-        root, instances = path, _images(path, _files_below(path))
+        root, instances = path, _images(path, _iterate_below(path))
     by_series: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         by_series[instance.series].append(instance)
@@ -55,12 +55,16 @@ def holds_dicom(folder: Path) -> bool:
     return any(is_dicom(path) for path in paths if path.is_file())
 
 
-def _files_below(folder: Path) -> list[Path]:
-    found = []
+def any_dicom_below(folder: Path) -> bool:
+    """Whether a DICOM file lies anywhere below a folder; the search ends at the first."""
+    return any(is_dicom(path) for path in _iterate_below(folder) if case_suffix(path) is None)
+
+
+def _iterate_below(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        found += [Path(place) / name for name in sorted(names) if name[0] != "."]
-    return [path for path in found if path.is_file()]
+        paths = (Path(place) / name for name in sorted(names) if name[0] != ".")
+        yield from (path for path in paths if path.is_file())
 
 
 def _images(root: Path, paths: Iterable[Path]) -> list[Instance]:

@@ -3,6 +3,7 @@
 Of files with functional groups (enhanced multi-frame) a frame's own group wins over the shared one.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rwkvseg.data.dicom_geometry import Plane
-from rwkvseg.data.dicom_parsing import damage_named, import_pydicom, read_dataset
+from rwkvseg.data.dicom_parsing import DEFLATE_LIMIT, damage_named, import_pydicom, read_dataset
 
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType",
@@ -83,6 +84,7 @@ def _instance(header: Any, path: Path) -> Instance:
     shape = (frames, int(header.Rows), int(header.Columns))
     if min(shape) < 1 or frames > path.stat().st_size:
         raise ValueError(f"it states {shape} frames, rows and columns")
+    _require_pixels(header, path, shape)
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
     if groups and len(groups) != frames:
@@ -111,6 +113,22 @@ def _instance(header: Any, path: Path) -> Instance:
         scalings=tuple(scalings) if groups else (scalings[0],) * frames,
         thickness=_thickness(*places[0]),
     )
+
+
+def _require_pixels(header: Any, path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse an image, uncompressed or deflated, that the file is too small to hold.
+
+    Rough, so that files cut short are told of as such: twice the bytes, since some colours are stored halved.
+    """
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_private or syntax.is_encapsulated:
+        return
+    bits = math.prod(shape) * int(header.get("SamplesPerPixel") or 1) * int(header.get("BitsAllocated") or 8)
+    size = path.stat().st_size * (DEFLATE_LIMIT if syntax.is_deflated else 2)
+    if bits > 8 * size:
+        raise ValueError(
+            f"it states {shape} frames, rows and columns, the file has {path.stat().st_size} bytes"
+        )
 
 
 def _stored_range(header: Any) -> tuple[int, int]:

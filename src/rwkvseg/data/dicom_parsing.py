@@ -17,6 +17,7 @@ from rwkvseg.memory import available_memory, show_size
 SUFFIXES = (".dcm", ".dicom")
 BARE = (b"\x02\0", b"\x08\0")  # first tags of data sets are of group 2 or 8
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+DEFLATE_LIMIT = 1032  # deflate cannot compress further
 START = 1024  # bytes of a file that tell how it is encoded
 
 

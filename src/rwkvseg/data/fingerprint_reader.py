@@ -16,10 +16,8 @@ from rwkvseg.data.fingerprint import ChannelFacts, Fingerprint, Unreadable
 from rwkvseg.data.intensity_statistics import IntensityStatistics, values_per_case
 from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.listing import list_folder
-from rwkvseg.data.reading import read_case
+from rwkvseg.data.reading import WHITE, read_case
 from rwkvseg.errors import DataError
-
-WHITE = 255  # of black and white masks, which the readers take as label 1 under two labels
 
 
 def take_fingerprint(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.dicom_files import find_dicom, holds_dicom
+from rwkvseg.data.dicom_files import any_dicom_below, find_dicom, holds_dicom
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
@@ -67,7 +67,7 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
     settings = read_json(root / "labels.json") | read_json(root / "dataset.json")
     chosen = (detect_layout(root) or "unknown") if layout == "auto" else layout
     if chosen == "unknown":
-        raise DataError(f"{root} follows no known layout. Expected {KNOWN}.")
+        raise unknown_layout(root)
     if chosen not in READERS:
         raise DataError(f"unknown layout '{layout}'. Choose one of auto, {', '.join(READERS)}.")
     cases = READERS[chosen](root)
@@ -84,6 +84,22 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
         licence=str(licence) if licence else None,
         channels=_channel_names(settings),
     )
+
+
+def unknown_layout(root: Path) -> DataError:
+    """What to raise of a folder that follows none; images and DICOM series without labels have their cure."""
+    if (root / "imagesTs").is_dir():
+        return DataError(
+            f"{root} holds imagesTs/ without imagesTr/, images without labels. Move those that have labels "
+            "to imagesTr/, put the labels into labelsTr/ and name them in dataset.json."
+        )
+    if any_dicom_below(root):
+        return DataError(
+            f"{root} holds DICOM files, which come without labels. Write its series to DST/imagesTs with "
+            f"`rwkvseg data convert {root} DST --to nnunet --label NAME=VALUE`, move those that have labels "
+            "to DST/imagesTr, and put the labels into DST/labelsTr."
+        )
+    return DataError(f"{root} follows no known layout. Expected {KNOWN}.")
 
 
 def _channel_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

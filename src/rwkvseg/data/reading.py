@@ -16,6 +16,7 @@ from rwkvseg.data.nifti import read_nifti_header
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import GeometryError, LabelError
 
+WHITE = 255  # of black and white masks, which count as label 1 under two labels
 AFFINE_TOLERANCE = 1e-3  # float32 headers and other tools' rounding stay far below, a wrong grid far above
 
 
@@ -62,9 +63,10 @@ def read_geometry(files: CaseFiles) -> Case | None:
 
 
 def read_case_label(files: CaseFiles, labels: Mapping[str, int] | None = None) -> tuple[Label, Affine | None]:
-    """Read the label map of a case and its affine: as in its file; of joined or numbered masks, 1 is marked.
+    """Read the label map of a case and its affine: as in its file, joined and numbered masks as one.
 
-    With two `labels` lossy masks are taken as black and white; values are not checked.
+    What numbered masks mark is 1; what joined ones mark is 255 where they are black and white, else 1. With
+    two `labels` lossy masks are taken as black and white; values are not checked.
 
     Raises:
         GeometryError: masks of one image that differ in size.
@@ -75,12 +77,15 @@ def read_case_label(files: CaseFiles, labels: Mapping[str, int] | None = None) -
     label, affine = read_label(files.label, two_labels=two_labels)
     if not files.joined and not files.instances:
         return label, affine
-    marked = label != 0
+    marked, highest = label != 0, int(label.max())
     for path in files.joined:
         other, _ = read_label(path, two_labels=two_labels)
         _require_same_grid(path, other.shape, None, files.label, (label.shape, None))
         marked |= other != 0
-    return marked.astype(np.uint8), affine
+        highest = max(highest, int(other.max()))
+    # the same value as in the set's other masks, so that their values stay those of one convention
+    value = WHITE if highest == WHITE and not files.instances else 1
+    return marked.astype(np.uint8) * np.uint8(value), affine
 
 
 def is_binary(labels: Mapping[str, int] | None) -> bool:

@@ -103,7 +103,7 @@ def _parts_of_split(
             what = f"{path.name} names it {len(parts)} times: in {', '.join(parts)}"
             kind = "case_across" if len(set(parts)) > 1 else "split"
             findings.append(Finding(kind, what, "Keep it in one part", (case,)))
-    known = {case.id for case in listing.cases}
+    known = dict.fromkeys(case.id for case in listing.cases)  # in order, as the parts are printed in theirs
     unknown = tuple(case for case in named if case not in known)
     if unknown:
         what = f"{path.name} names {len(unknown)} cases that the data does not have: {name_some(unknown)}"

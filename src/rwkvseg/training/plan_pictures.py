@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from rwkvseg.data.fingerprint import Fingerprint
+from rwkvseg.data.intensity_statistics import IntensitySummary
 from rwkvseg.training.plan_choices import Choice, Task
 from rwkvseg.training.plan_memory import Candidate, Fitted, fit_batch, refuse
 
@@ -111,10 +112,17 @@ def _preprocessing(task: Task, middle: Sequence[float], fitted: Fitted) -> list[
     if found.dimensions == 2 and set(found.counted("dtype")) == {"uint8"}:
         why = "stored as uint8: 0 to 255 becomes 0 to 1."
         return [*choices, Choice("preprocessing.normalisation", "unit", why)]
+    if found.folder.layout == "transunet" and all(_within_one(channel.whole) for channel in found.channels):
+        why = "the files hold 0 to 1 of whole scans: slices and volumes must not be scaled each for itself."
+        return [*choices, Choice("preprocessing.normalisation", "none", why)]
     why = (
         "intensities have no fixed range: each image is clipped to its 0.5 and 99.5 percentiles, then 0 to 1."
     )
     return [*choices, Choice("preprocessing.normalisation", "percentile", why)]
+
+
+def _within_one(intensities: IntensitySummary) -> bool:
+    return intensities.least >= 0 and intensities.most <= 1
 
 
 def _why_two(task: Task) -> str:
