@@ -3,10 +3,10 @@
     python benchmarks/evaluate_synapse_size.py [--cases 12] [--shape 512 512 150] [--protocol strict]
         [--threads 2] [--limit 90] [-o benchmarks/results]
 
-Makes truths and predictions in a temporary folder as NIfTI: organs as bumpy ellipsoids of realistic volumes,
+Makes truths and predictions in a temporary folder as NIfTI: organs as bumpy ellipsoids of realistic size,
 predictions moved, with other bumps, with an island far off the organ in every third structure and with the
-gallbladder missed in the first case. Then one `rwkvseg evaluate` of all of them, in a process of its own, with
-every metric and file that the command gives by default. Exit code 1 where Dice or HD95 of one structure
+gallbladder missed in the first case. Then one `rwkvseg evaluate` of all of them, in a process of its own,
+with every metric and file that the command gives by default. Exit code 1 where Dice or HD95 of one structure
 differs from medpy's by more than 1e-4, or where the processor time on all threads exceeds --limit seconds.
 """
 

@@ -31,7 +31,7 @@ def write_comparison(path: Path, comparison: Comparison, cases: Sequence[Compare
     """
     first = comparison.runs[0]
     title = " and ".join(run.label for run in comparison.runs)
-    names = {row.label: row.name for row in first.rows if row.label is not None}
+    names = {row.label: row.name for row in first.rows if isinstance(row.label, int)}
     folders = "".join(
         f"<tr><th>{escape(run.label)}</th><td>{escape(str(run.folder))}</td></tr>" for run in comparison.runs
     )

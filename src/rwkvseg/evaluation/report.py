@@ -31,7 +31,7 @@ from rwkvseg.evaluation.report_html import (
 )
 from rwkvseg.evaluation.report_text import conventions, exclusions
 from rwkvseg.evaluation.statistics import Interval
-from rwkvseg.evaluation.summary import ClassSummary, Summary
+from rwkvseg.evaluation.summary import ClassSummary, Summary, classes_only, row_name
 from rwkvseg.output import write_text
 
 _EMPTY = ("missed", "false_positive", "absent")
@@ -143,12 +143,13 @@ def _summary_table(summary: Summary) -> str:
         *(outcome.replace("_", " ") for outcome in _EMPTY),
     ]
     rows = [_summary_row(row) for row in summary.classes]
-    return table(heads, rows, table_row(_summary_row(summary.mean)))
+    below = "".join(table_row(_summary_row(row)) for row in (summary.mean, *summary.regions))
+    return table(heads, rows, below)
 
 
 def _summary_row(row: ClassSummary) -> list[str]:
     return [
-        row.name,
+        row_name(row.name, row.label),
         _percent(row.dsc),
         _interval(row.dsc, 100),
         str(row.dsc.cases),
@@ -166,10 +167,10 @@ def _further_table(summary: Summary) -> str:
     heads = [f"{name.replace('_', ' ')}{' (%)' if scales[name] == 100 else ''} / cases" for name in names]
     rows = [
         [
-            row.name,
+            row_name(row.name, row.label),
             *(f"{_number(scales[name] * mean.mean)} / {mean.cases}" for name, mean in row.further.items()),
         ]
-        for row in (*summary.classes, summary.mean)
+        for row in summary.rows
     ]
     return table(["class", *heads], rows)
 
@@ -180,6 +181,8 @@ def _table_note(summary: Summary) -> str:
         f"Intervals hold {100 * summary.confidence:g} % of {summary.resamples} bootstrap means over {drawn}. "
         "They say how the mean would move with other cases, not with another training."
     )
+    if summary.regions:
+        text += " Regions join classes and stand below the mean, which does not count them."
     if not summary.mean.dsc.defined:
         text += " With fewer than two of them there is no interval."
     return f'<p class="note">{escape(text)}</p>'
@@ -219,7 +222,7 @@ def _figure(picture: Picture) -> str:
 
 
 def _legend(scores: Sequence[ClassScore]) -> str:
-    names = {score.label: score.name for score in scores}
+    names = {score.label: score.name for score in classes_only(scores)}
     return class_legend(names) + error_legend(several_classes=len(names) > 1)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from rwkvseg.evaluation.protocols import ClassScore
-from rwkvseg.evaluation.summary import Summary
+from rwkvseg.evaluation.summary import Summary, classes_only, row_name
 
 _NAMED = 12  # cases that a sentence names; the table of every case has them all
 
@@ -70,6 +70,7 @@ summary { cursor: pointer; color: var(--accent); }
 def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
     """How many structures of which cases were empty, and what that did to the figures."""
     structures = sum(summary.mean.outcomes.values())
+    classes = classes_only(scores)
     sentences = [
         f"{structures} structures were looked at: {len(summary.cases)} cases with {len(summary.classes)} "
         f"{_plural(len(summary.classes), 'class', 'classes')}. "
@@ -90,8 +91,13 @@ def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
             f"{row.name} {row.outcomes[outcome]}" for row in summary.classes if row.outcomes[outcome]
         )
         named = f" ({where})" if number and len(summary.classes) > 1 else ""
-        cases = _cases(score.case for score in scores if score.outcome == outcome)
+        cases = _cases(score.case for score in classes if score.outcome == outcome)
         sentences.append(f"{number} {outcome.replace('_', ' ')}{named}, {effect}.{cases}")
+    for row in summary.regions:
+        empty = ", ".join(f"{outcome.replace('_', ' ')} {row.outcomes[outcome]}" for outcome in effects)
+        sentences.append(
+            f"Region {row_name(row.name, row.label)}, in no mean: {empty} of {len(summary.cases)} cases."
+        )
     unscored = [case.case for case in summary.cases if math.isnan(case.dsc)]
     if unscored:
         verb = _plural(len(unscored), "case holds", "cases hold")
