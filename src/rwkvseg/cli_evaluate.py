@@ -126,7 +126,7 @@ def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
     for heading in ("DSC %", "95 % interval", hd95, "without missed", "missed", "false positive"):
         table.add_column(heading, justify="right")
     for row in summary.rows:
-        if row is summary.mean:
+        if row is summary.mean or row in summary.regions[:1]:
             table.add_section()
         interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
         outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))

@@ -1,8 +1,8 @@
 """Every metric against the library whose definition it states, on random and on degenerate masks, 2D and 3D.
 
 Masks: noise of three densities, one voxel within and one in a corner, boxes within and at the borders, some
-that share only a face or a corner, a hollow one, planes and lines one voxel thin, the whole array; every two of
-them, and each with itself. An empty mask has no value in either library that a figure could rest on.
+that share only a face or a corner, a hollow one, planes and lines one voxel thin, the whole array; every two
+of them, and each with itself. An empty mask has no value in either library that a figure could rest on.
 """
 
 import itertools

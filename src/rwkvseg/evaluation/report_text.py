@@ -28,7 +28,9 @@ th:first-child { min-width: 7rem; text-align: left; overflow-wrap: anywhere; }
 thead th { color: var(--soft); font-size: .85rem; font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 td { white-space: nowrap; }
-tfoot th, tfoot td { font-weight: 700; border-top: 2px solid var(--ink); }
+tfoot tr:first-child > * { font-weight: 700; border-top: 2px solid var(--ink);
+  border-bottom: 2px solid var(--ink); }
+tfoot th { font-weight: 500; }
 .context { width: auto; }
 .context th { color: var(--soft); font-weight: 500; white-space: nowrap; padding-right: 2rem; }
 .context td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -54,8 +56,8 @@ summary { cursor: pointer; color: var(--accent); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  h2, h3 { break-after: avoid; }
-  tr, .tiles { break-inside: avoid; }
+  h2, h3, .legend { break-after: avoid; }
+  tr, .tiles, section > table, li { break-inside: avoid; }
   thead { display: table-header-group; }
   tfoot { display: table-row-group; }
   table { font-size: 8.5pt; }
@@ -65,6 +67,19 @@ summary { cursor: pointer; color: var(--accent); }
 @page { margin: 15mm; }
 """
 """Style sheet of the page: system fonts, colours that print."""
+
+
+def further_heading(name: str) -> str:
+    """A further metric as people know it, from its name in the files: "NSD at 2 mm (%)" of "nsd_2mm"."""
+    metric, _, rest = name.partition("_")
+    known = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)"}
+    if metric == "nsd":
+        return f"NSD at {rest[:-2]} {rest[-2:]} (%)"
+    if metric == "hd95":
+        return f"HD95, larger of both directions ({rest[-2:]})"
+    if metric == "volume":
+        return "volume difference (ml)"
+    return known.get(metric, f"{metric.upper()} ({rest})")
 
 
 def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
