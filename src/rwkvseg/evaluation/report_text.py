@@ -136,8 +136,8 @@ def conventions(summary: Summary) -> list[str]:
         "DSC: Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|) of prediction P and truth T, in %.",
         "HD95: 95th percentile of the distances from each surface voxel of one mask to the nearest surface "
         f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
-        "Further metrics: hd95 larger is MONAI's definition, the larger of the 95th percentiles of both "
-        "directions. ASSD is the mean of those distances, NSD the share of them within the tolerance "
+        "Further metrics: HD95, larger of both directions, is MONAI's definition: the 95th percentile of "
+        "each, then the larger. ASSD is the mean of those distances, NSD the share of them within the tolerance "
         "in its name. Each mean is over the cases in which the metric is defined: precision needs a "
         "prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
     ]
