@@ -138,8 +138,8 @@ def conventions(summary: Summary) -> list[str]:
         f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
         "Further metrics: HD95, larger of both directions, is MONAI's definition: the 95th percentile of "
         "each, then the larger. ASSD is the mean of those distances, NSD the share of them within the "
-        "tolerance in its name. Each mean is over the cases in which the metric is defined: precision needs a "
-        "prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
+        "tolerance in its name. Each mean is over the cases in which the metric is defined: precision needs "
+        "a prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
     ]
     if summary.protocol == "strict":
         return [
