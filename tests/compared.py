@@ -27,15 +27,13 @@ def shifted(maps, *steps):
     return {name: np.roll(m, steps[i % len(steps)], 1) for i, (name, m) in enumerate(maps.items())}
 
 
-def write_evaluation(folder, predictions, maps, *, protocol="strict", spacing=None, groups=None, labels=None):
+def write_evaluation(
+    folder, predictions, maps, *, protocol="strict", spacing=None, groups=None, labels=None, regions=None
+):
     """Write a folder as `rwkvseg evaluate` does, without report; label maps are not written."""
-    labels = labels or LABELS
+    rules = {"labels": labels or LABELS, "spacing": spacing, "protocol": protocol, "regions": regions}
     scores = [
-        score
-        for name in predictions
-        for score in score_case(
-            name, predictions[name], maps[name], labels=labels, spacing=spacing, protocol=protocol
-        )
+        score for name in predictions for score in score_case(name, predictions[name], maps[name], **rules)
     ]
     unit = distance_unit(protocol, spacing)
     summary = summarise(scores, protocol=protocol, unit=unit, groups=groups, resamples=50)

@@ -298,3 +298,41 @@ def test_made_up_data_of_the_loader_is_what_the_recipes_want(script: Script, tmp
     memory, seconds = loader.look()
     assert memory > 2**20
     assert seconds > 0
+
+
+def test_the_evaluation_of_volumes_is_timed(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench: Any = script("evaluate_synapse_size")
+    small = ["--cases", "2", "--shape", "48", "40", "21", "--threads", "1", "--limit", "600"]
+    assert bench.main([*small, "-o", str(tmp_path / "found.md")]) == 0
+    text = (tmp_path / "found.md").read_text()
+    assert "2 volumes of 48 x 40 x 21 with 8 organs" in text
+    row = text.splitlines()[-1].split("|")[1:-1]
+    assert float(row[0]) == 2
+    assert all(float(cell) >= 0 for cell in row)
+    assert str(tmp_path) not in text
+    assert bench.main([*small[:-1], "0", "-o", str(tmp_path / "slow.md")]) == 1
+    assert not (tmp_path / "slow.md").exists()
+
+
+def test_an_evaluation_that_differs_from_medpys_is_not_kept(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench: Any = script("evaluate_synapse_size")
+    honest = bench.hd95
+    monkeypatch.setattr(bench, "hd95", lambda *masks: honest(*masks) + 0.01)
+    command = [
+        "--cases",
+        "2",
+        "--shape",
+        "48",
+        "40",
+        "21",
+        "--threads",
+        "1",
+        "-o",
+        str(tmp_path / "found.md"),
+    ]
+    assert bench.main(command) == 1
+    assert not (tmp_path / "found.md").exists()

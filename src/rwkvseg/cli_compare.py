@@ -25,7 +25,10 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(help="[LABEL=]FOLDER: run or evaluation folders, two or more.")
     ],
-    part: Annotated[Part, typer.Option(help="Which part of run folders.")] = Part.test,
+    part: Annotated[
+        Part | None,
+        typer.Option(help="Which part of run folders [default: test; val where no run has a test part]."),
+    ] = None,
     pictures: Annotated[
         int, typer.Option(help="Show so many cases under every run, worst to best of the first.", min=0)
     ] = 0,
@@ -46,9 +49,10 @@ def compare(
     """
     from rwkvseg.evaluation.compare import compare as run_comparison
     from rwkvseg.evaluation.compare import spread_cases
-    from rwkvseg.evaluation.evaluations import read_evaluations
+    from rwkvseg.evaluation.evaluations import find_part, read_evaluations
 
-    comparison = run_comparison(read_evaluations(runs, part=part.value))
+    chosen, remark = (part.value, "") if part else find_part(runs)
+    comparison = run_comparison(read_evaluations(runs, part=chosen), remarks=[remark] if remark else [])
     written = _write_pictures(comparison, spread_cases(comparison.runs[0], pictures), out, images)
     if as_json:
         typer.echo(json.dumps({**comparison.to_json(), "files": list(map(str, written))}, indent=2))

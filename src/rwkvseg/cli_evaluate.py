@@ -45,6 +45,10 @@ def evaluate(
     scored: Annotated[
         str | None, typer.Option(help="Structures that count: NAME,NAME [default: all].")
     ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="Score a union of labels too: NAME=LABEL+LABEL by names or values; repeatable."),
+    ] = None,
 ) -> None:
     """Score predictions: DSC, HD95 and more, means with 95 % intervals, an HTML report with pictures.
 
@@ -54,11 +58,15 @@ def evaluate(
         rwkvseg evaluate -p predictions -t ACDC/labelsTs -o evaluation --images ACDC/imagesTs
 
         rwkvseg evaluate -p predictions -t ACDC/labelsTs -o evaluation --protocol both
+
+        rwkvseg evaluate -p predictions -t BraTS/labelsTs -o evaluation --region whole=1+2+3 --region core=2+3
     """
+    from rwkvseg.evaluation.regions import parse_regions
     from rwkvseg.inference.evaluate import evaluate as run_evaluation
 
     names = None if scored is None else [name.strip() for name in scored.split(",")]
     shared: dict[str, Any] = {"images": images, "tolerance": tolerance, "scored": names}
+    shared["regions"] = parse_regions(region or ())
     console = Console()
     if protocol is ScoringRules.both:
         _evaluate_both(console, (predictions, truth, out), transunet_predictions, shared)
@@ -108,18 +116,28 @@ def _print_both(console: Console, both: "Both") -> None:
 
 
 def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
-    """Print the classes and their mean as a table."""
+    """Print the classes, their mean and the regions as a table."""
+    from rwkvseg.evaluation.summary import row_name
+
     _widen(console, 120)
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     hd95 = f"HD95 {summary.unit}"
     for heading in ("DSC %", "95 % interval", hd95, "without missed", "missed", "false positive"):
         table.add_column(heading, justify="right")
-    for row in (*summary.classes, summary.mean):
+    for row in summary.rows:
+        if row is summary.mean or row in summary.regions[:1]:
+            table.add_section()
         interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
         outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
         distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
-        table.add_row(escape(row.name), f"{100 * row.dsc.mean:.2f}", interval, *distances, *outcomes)
+        table.add_row(
+            escape(row_name(row.name, row.label)),
+            f"{100 * row.dsc.mean:.2f}",
+            interval,
+            *distances,
+            *outcomes,
+        )
     console.print(table)
 
 

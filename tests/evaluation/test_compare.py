@@ -12,7 +12,7 @@ from compared import shifted, truths, write_evaluation
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.compare import Comparison, compare, spread_cases
 from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
-from rwkvseg.evaluation.evaluations import CaseResult, Evaluated, read_evaluations
+from rwkvseg.evaluation.evaluations import CaseResult, Evaluated, find_part, read_evaluations
 from rwkvseg.evaluation.signed_rank import signed_rank_test
 from rwkvseg.evaluation.statistics import paired_permutation_test
 
@@ -146,6 +146,42 @@ def test_run_folders_are_read_by_part(tmp_path):
     assert test[0].rows[-1].dsc.mean > val[0].rows[-1].dsc.mean
     clash = read_evaluations([texts[0], str(tmp_path / "y" / "one")])
     assert [run.label for run in clash] == [str(tmp_path / run) for run in ("x/one", "y/one")]
+
+
+def test_val_is_compared_where_no_run_has_a_test_part(tmp_path):
+    maps = truths()
+    texts = [str(tmp_path / "one"), f"new={tmp_path / 'two'}"]
+    assert find_part(texts) == ("test", "")  # nothing is there: the message names the test part
+    write_evaluation(tmp_path / "one" / "evaluation" / "val", shifted(maps, 1), maps)
+    write_evaluation(tmp_path / "two" / "evaluation" / "val", shifted(maps, 2), maps)
+    part, remark = find_part(texts)
+    assert part == "val"
+    assert "no run has a test part" in remark
+    assert notes(compare(read_evaluations(texts, part=part), remarks=[remark]))[0] == remark
+    write_evaluation(tmp_path / "two" / "evaluation" / "test", shifted(maps, 2), maps)
+    assert find_part(texts) == ("test", "")  # a test part is never set beside a val part
+    with pytest.raises(DataError, match="one"):
+        read_evaluations(texts, part="test")
+
+
+def test_folders_of_evaluations_have_no_parts(folders):
+    assert find_part([str(folders / "a"), str(folders / "b")]) == ("test", "")
+
+
+def test_regions_that_every_run_has_stand_below_the_mean(tmp_path):
+    maps = truths()
+    whole, other = {"whole": (1, 2)}, {"left": (1,)}
+    write_evaluation(tmp_path / "a", shifted(maps, 1), maps, regions=whole | other)
+    write_evaluation(tmp_path / "b", shifted(maps, 2), maps, regions=whole)
+    found = compare(read(tmp_path, "a", "b"))
+    _, rows = result_table(found)
+    assert [row[:2] for row in rows[-4:]] == [
+        ["mean", "a"], ["mean", "b"], ["whole (1+2)", "a"], ["whole (1+2)", "b"],
+    ]  # fmt: skip
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())["rwkvseg"]["regions"][0]
+    assert rows[-1][2].startswith(f"{100 * summary['dsc']['mean']:.2f} [")
+    plain = write_evaluation(tmp_path / "c", shifted(maps, 1), maps)
+    assert found.runs[0].rows[-1].dsc.mean == plain.mean.dsc.mean
 
 
 class TestRefusals:

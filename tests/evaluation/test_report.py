@@ -16,6 +16,7 @@ from rwkvseg.errors import OutputError
 from rwkvseg.evaluation.plots import distribution_plot
 from rwkvseg.evaluation.protocols import score_case
 from rwkvseg.evaluation.report import make_picture, representative_cases, write_report
+from rwkvseg.evaluation.report_text import further_heading
 from rwkvseg.evaluation.summary import summarise
 
 EVIL = '<script>alert("1")</script>&\'$x^2$'
@@ -185,3 +186,29 @@ def test_numbers_need_no_picture_library():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [
+        ("iou", "IoU (%)"),
+        ("recall", "recall (%)"),
+        ("hd95_larger_mm", "HD95, larger of both directions (mm)"),
+        ("assd_px", "ASSD (px)"),
+        ("nsd_1.5mm", "NSD at 1.5 mm (%)"),
+        ("volume_difference_ml", "volume difference (ml)"),
+    ],
+)
+def test_metrics_have_the_names_that_people_know(name, heading):
+    assert further_heading(name) == heading
+
+
+def test_pictures_and_columns_are_described(tmp_path):
+    _, _, pictures, page, source = written(tmp_path / "report.html")
+    described = [value for key, value in page.attributes if key == "alt"]
+    assert len(described) == 1 + sum(map(len, pictures.values()))
+    assert all(name in described[0] for name in (EVIL, "kidney"))
+    for picture in (picture for group in pictures.values() for picture in group):
+        (own,) = [text for text in described if text.startswith(f"{picture.case},")]
+        assert f"DSC {100 * picture.dsc:.2f} %" in own
+    assert "<th>" not in source  # every heading says whether it is of a row or of a column

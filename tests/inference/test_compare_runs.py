@@ -160,6 +160,19 @@ def test_json_is_one_object(runs, rwkvseg, tmp_path):
     assert content["files"] == [str(tmp_path / "out" / f"comparison.{end}") for end in ("html", "png")]
 
 
+def test_without_a_test_part_val_is_compared_and_it_is_said(runs_to_change, rwkvseg, tmp_path):
+    for run in "ab":
+        (runs_to_change / run / "evaluation" / "test").rename(runs_to_change / run / "evaluation" / "val")
+    command = ["compare", runs_to_change / "a", runs_to_change / "b"]
+    code, printed, err = rwkvseg(*command)
+    assert (code, err) == (0, "")
+    assert "Compared on the val part, since no run has a test part." in " ".join(printed.split())
+    content = json.loads(rwkvseg(*command, "--json")[1])
+    assert "val part" in content["remarks"][0]
+    assert json.loads(rwkvseg(*command, "--json", "--part", "val")[1])["remarks"] == []
+    assert rwkvseg(*command, "--part", "test")[0] == 1
+
+
 def test_what_cannot_be_compared_is_one_line(runs, rwkvseg):
     code, printed, err = rwkvseg("compare", runs / "a")
     assert (code, printed) == (2, "")

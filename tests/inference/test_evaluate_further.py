@@ -69,7 +69,7 @@ def test_csv_json_and_report_hold_the_same_numbers(volumes, rwkvseg):
     a, b = np.mean([recalls[0], by_class[2][0]["recall"]]), recalls[1]
     assert ours["mean"]["recall"] == {"mean": pytest.approx((a + b) / 2), "cases": 2}
     page = (root / "out" / "report.html").read_text()
-    assert "nsd 1.5mm (%)" in page
+    assert "NSD at 1.5 mm (%)" in page
     assert f"{100 * ours['mean']['iou']['mean']:.2f} / 2" in page
 
 

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from rwkvseg.evaluation.report_text import further_heading
 from rwkvseg.inference.evaluate import evaluate
 
 SPACING = (0.8, 1.3, 5.0)
@@ -134,8 +135,16 @@ def test_the_result_table_of_the_report_is_the_json_rounded(written):
 def test_the_further_table_of_the_report_is_the_json_rounded(written):
     out, _, page = written
     ours = json.loads((out / "summary.json").read_text())["rwkvseg"]
-    table = next(table for table in page.tables if table[0][1].startswith("iou"))
-    names = [re.sub(r" \(%\)| / cases", "", head).replace(" ", "_") for head in table[0][1:]]
+    table = next(table for table in page.tables if table[0][1].startswith("IoU"))
+    known = [
+        key
+        for key, value in ours["mean"].items()
+        if isinstance(value, dict) and value.keys() == {"mean", "cases"}
+    ]
+    heads = {f"{further_heading(name)} / cases": name for name in known}
+    names = [heads[head] for head in table[0][1:]]
+    unseen = set(known) - set(names)
+    assert unseen == {"volume_difference_ml"} - {name for name in known if ours["mean"][name]["cases"]}
     for row, entry in zip(table[1:], [*ours["classes"], ours["mean"]], strict=True):
         for name, head, cell in zip(names, table[0][1:], row[1:], strict=True):
             mean = entry[name]

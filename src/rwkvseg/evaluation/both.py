@@ -23,7 +23,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """One class of one case under both protocols; without a reason they say the same."""
+    """One class or region of one case under both protocols; without a reason they say the same."""
 
     strict: ClassScore
     transunet: ClassScore
@@ -59,7 +59,7 @@ class Both:
             "structures": [
                 {
                     "case": structure.strict.case,
-                    "label": structure.strict.label,
+                    "label": structure.strict.written_label,
                     "name": structure.strict.name,
                     "reasons": list(structure.reasons),
                     "strict": _figures(structure.strict, self.strict.unit),
@@ -90,9 +90,9 @@ def compare_protocols(
     Raises:
         DataError: the two hold different structures.
     """
-    theirs = {(score.case, score.label): score for score in transunet[1]}
-    ours = [(score.case, score.label) for score in strict[1]]
-    alone = sorted(set(ours) ^ theirs.keys())
+    theirs = {(score.case, score.written_label): score for score in transunet[1]}
+    ours = [(score.case, score.written_label) for score in strict[1]]
+    alone = sorted(set(ours) ^ theirs.keys(), key=str)
     if alone:
         raise DataError(
             f"{len(alone)} structures are scored under one protocol only, the first is label {alone[0][1]} "
@@ -101,7 +101,7 @@ def compare_protocols(
     structures = [
         Structure(score, other, _reasons(score, other, spacings[score.case]))
         for score in strict[1]
-        for other in [theirs[score.case, score.label]]
+        for other in [theirs[score.case, score.written_label]]
     ]
     return Both(strict[0], transunet[0], tuple(structures), tuple(notes))
 
@@ -125,7 +125,7 @@ def write_both(json_path: Path, csv_path: Path, both: Both) -> None:
             for one in (structure.strict, structure.transunet)
             for cell in (one.outcome, *("" if math.isnan(x) else repr(x) for x in (one.dsc, one.hd95)))
         ]
-        writer.writerow([score.case, score.label, score.name, " ".join(structure.reasons), *cells])
+        writer.writerow([score.case, score.written_label, score.name, " ".join(structure.reasons), *cells])
     write_text(csv_path, text.getvalue())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rwkvseg.evaluation.both import REASONS, Both, Reason
 from rwkvseg.evaluation.report_html import listed, page, section, table
 from rwkvseg.evaluation.statistics import Interval
-from rwkvseg.evaluation.summary import ClassSummary, Summary
+from rwkvseg.evaluation.summary import row_name
 from rwkvseg.output import write_text
 
 _DASH = "\N{EN DASH}"
@@ -23,20 +23,20 @@ _EFFECT: dict[Reason, str] = {
 
 
 def side_by_side(both: Both) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: a line a class and one for the mean, columns of strict before those of transunet."""
+    """Headings and rows: lines of the classes, the mean and the regions; columns of strict come first."""
     heads = ["class"]
     for summary in (both.strict, both.transunet):
         name = summary.protocol
         heads += [f"{name}\nDSC %\n[95 % interval]", f"{name}\nHD95 {summary.unit}\n[95 % interval]"]
         heads += [f"{name}\ncases"]
     rows = []
-    for ours, theirs in zip(_rows(both.strict), _rows(both.transunet), strict=True):
+    for ours, theirs in zip(both.strict.rows, both.transunet.rows, strict=True):
         cells = [
             cell
             for row in (ours, theirs)
             for cell in (_with_interval(row.dsc, 100), _with_interval(row.hd95, 1), str(row.dsc.cases))
         ]
-        rows.append([ours.name, *cells])
+        rows.append([row_name(ours.name, ours.label), *cells])
     return heads, rows
 
 
@@ -96,10 +96,6 @@ def _parting_table(both: Both) -> tuple[list[str], list[list[str]]]:
         figures = (100 * ours.dsc, ours.hd95, 100 * theirs.dsc, theirs.hd95)
         rows.append([ours.case, ours.name, why, *map(_number, figures)])
     return heads, rows
-
-
-def _rows(summary: Summary) -> tuple[ClassSummary, ...]:
-    return (*summary.classes, summary.mean)
 
 
 def _with_interval(interval: Interval, scale: float) -> str:

@@ -45,6 +45,8 @@ class Comparison:
     differences: tuple[Difference, ...]
     grouped: bool
     """True when whole patients or videos, not cases, were resampled, flipped and ranked."""
+    remarks: tuple[str, ...] = ()
+    """What else a reader must know of the figures."""
 
     def to_json(self) -> dict[str, Any]:
         """The same numbers as plain dictionaries and lists, None for NaN."""
@@ -54,6 +56,7 @@ class Comparison:
             "unit": unit,
             "cases": len(self.runs[0].cases),
             "grouped": self.grouped,
+            "remarks": list(self.remarks),
             "runs": [_run(run) for run in self.runs],
             "differences": [
                 {"minus": self.runs[0].label, **asdict(difference), "metric": column(difference.metric, unit)}
@@ -64,11 +67,14 @@ class Comparison:
         return cleaned
 
 
-def compare(runs: Sequence[Evaluated], *, resamples: int = 20_000, seed: int = 0) -> Comparison:
+def compare(
+    runs: Sequence[Evaluated], *, remarks: Sequence[str] = (), resamples: int = 20_000, seed: int = 0
+) -> Comparison:
     """Test every run against the first, in DSC and HD95, one number a case: its mean over the classes.
 
     Args:
         runs: of `read_evaluations`, which has made sure that they can be compared.
+        remarks: what else a reader must know, printed below the tables.
         resamples: of each permutation test and bootstrap.
         seed: of both.
 
@@ -89,7 +95,7 @@ def compare(runs: Sequence[Evaluated], *, resamples: int = 20_000, seed: int = 0
         Difference(run.label, metric, *both, p)
         for (run, metric), both, p in zip(pairs, tests, corrected, strict=True)
     ]
-    return Comparison(tuple(runs), tuple(differences), groups is not None)
+    return Comparison(tuple(runs), tuple(differences), groups is not None, tuple(remarks))
 
 
 def spread_cases(run: Evaluated, number: int) -> list[str]:
@@ -137,6 +143,6 @@ def _run(run: Evaluated) -> dict[str, Any]:
         "folder": str(run.folder),
         "rows": [
             {"name": row.name, "dsc": asdict(row.dsc), hd95: asdict(row.hd95), "outcomes": dict(row.outcomes)}
-            for row in run.rows
+            for row in (*run.rows, *run.regions)
         ],
     }

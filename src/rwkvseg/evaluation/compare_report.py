@@ -31,9 +31,10 @@ def write_comparison(path: Path, comparison: Comparison, cases: Sequence[Compare
     """
     first = comparison.runs[0]
     title = " and ".join(run.label for run in comparison.runs)
-    names = {row.label: row.name for row in first.rows if row.label is not None}
+    names = {row.label: row.name for row in first.rows if isinstance(row.label, int)}
     folders = "".join(
-        f"<tr><th>{escape(run.label)}</th><td>{escape(str(run.folder))}</td></tr>" for run in comparison.runs
+        f'<tr><th scope="row">{escape(run.label)}</th><td>{escape(str(run.folder))}</td></tr>'
+        for run in comparison.runs
     )
     body = [
         f"<header><h1>{escape(title)}</h1></header>",

@@ -3,7 +3,9 @@
 import math
 
 from rwkvseg.evaluation.compare import Comparison, Difference, Metric
+from rwkvseg.evaluation.evaluations import Row
 from rwkvseg.evaluation.statistics import Interval
+from rwkvseg.evaluation.summary import row_name
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -16,12 +18,12 @@ def result_table(comparison: Comparison) -> Table:
     unit = comparison.runs[0].unit
     heads = ["class", "run", f"DSC %\n{_SHARE}", f"HD95 {unit}\n{_SHARE}", "cases", "missed,\nfalse +"]
     rows = []
-    for place, row in enumerate(comparison.runs[0].rows):
-        for run in comparison.runs:
-            ours = run.rows[place]
+    for place, row in enumerate(_rows(comparison, 0)):
+        for number, run in enumerate(comparison.runs):
+            ours = _rows(comparison, number)[place]
             rows.append(
                 [
-                    row.name,
+                    row_name(row.name, row.label),
                     run.label,
                     _with_interval(ours.dsc, 100),
                     _with_interval(ours.hd95, 1),
@@ -30,6 +32,13 @@ def result_table(comparison: Comparison) -> Table:
                 ]
             )
     return heads, rows
+
+
+def _rows(comparison: Comparison, number: int) -> list[Row]:
+    """Rows of a run: classes, mean, and the regions that every run was scored on."""
+    regions = [{(row.name, row.label): row for row in run.regions} for run in comparison.runs]
+    shared = [key for key in regions[0] if all(key in found for found in regions)]
+    return [*comparison.runs[number].rows, *(regions[number][key] for key in shared)]
 
 
 def difference_table(comparison: Comparison, metric: Metric) -> Table:
@@ -45,6 +54,7 @@ def notes(comparison: Comparison) -> list[str]:
     units = "patients or videos" if comparison.grouped else "cases"
     first = comparison.runs[0]
     sentences = [
+        *comparison.remarks,
         f"Differences are of each run minus {first.label}, in the mean over the classes of a case; a higher "
         "DSC and a lower HD95 are better.",
         f"Protocol {first.protocol}. Intervals are bootstrapped over {units}; p: of the paired "

@@ -22,8 +22,8 @@ class Row:
     """A class of one evaluation, or its mean over classes, as its own report prints it."""
 
     name: str
-    label: int | None
-    """Value of the class; None for the mean."""
+    label: int | str | None
+    """Value of the class; "1+2+3" for the region of these values, None for the mean."""
     dsc: Interval
     hd95: Interval
     outcomes: Mapping[str, int]
@@ -55,6 +55,8 @@ class Evaluated:
     rows: tuple[Row, ...]
     """Classes in the order of their values, the mean last."""
     cases: Mapping[str, CaseResult]
+    regions: tuple[Row, ...] = ()
+    """Unions of classes, which the mean does not count."""
 
 
 def read_evaluations(texts: Sequence[str], *, part: str = "test") -> list[Evaluated]:
@@ -77,6 +79,25 @@ def read_evaluations(texts: Sequence[str], *, part: str = "test") -> list[Evalua
     for other in read[1:]:
         _require_comparable(read[0], other)
     return read
+
+
+def find_part(texts: Sequence[str]) -> tuple[str, str]:
+    """Part of the split to compare run folders on, and a sentence where it is not the test part.
+
+    The test part, or val where no run has an evaluation of a test part and one has that of val: some data
+    sets hold no labels to test on.
+
+    Args:
+        texts: as for `read_evaluations`.
+    """
+    folders = [folder / "evaluation" for _, folder in _labelled(texts)]
+    held = {part: [(folder / part / SUMMARY).is_file() for folder in folders] for part in ("test", "val")}
+    if any(held["test"]) or not any(held["val"]):
+        return "test", ""
+    return "val", (
+        "Compared on the val part, since no run has a test part. The choices of a training may have been "
+        "made on it, so its figures can be too good."
+    )
 
 
 def _labelled(texts: Sequence[str]) -> list[tuple[str, Path]]:
@@ -114,10 +135,13 @@ def _parse(label: str, folder: Path, content: Mapping[str, Any]) -> Evaluated:
     check_protocol(ours["protocol"])
     check_unit(ours["unit"])
     hd95 = f"hd95_{ours['unit']}"
-    rows = [
-        Row(row["name"], row["label"], _interval(row["dsc"]), _interval(row[hd95]), row["outcomes"])
-        for row in (*ours["classes"], ours["mean"])
-    ]
+    rows, regions = (
+        tuple(
+            Row(row["name"], row["label"], _interval(row["dsc"]), _interval(row[hd95]), row["outcomes"])
+            for row in found
+        )
+        for found in ((*ours["classes"], ours["mean"]), ours.get("regions", ()))
+    )
     cases = {}
     for means, files in zip(ours["cases"], content["metric_per_case"], strict=True):
         cases[means["case"]] = CaseResult(
@@ -129,7 +153,8 @@ def _parse(label: str, folder: Path, content: Mapping[str, Any]) -> Evaluated:
             Path(files["reference_file"]),
             Path(files["image_file"]) if "image_file" in files else None,
         )
-    return Evaluated(label, folder, ours["protocol"], ours["unit"], bool(ours["grouped"]), tuple(rows), cases)
+    grouped = bool(ours["grouped"])
+    return Evaluated(label, folder, ours["protocol"], ours["unit"], grouped, rows, cases, regions)
 
 
 def _interval(content: Mapping[str, Any]) -> Interval:

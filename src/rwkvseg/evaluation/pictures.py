@@ -139,7 +139,7 @@ def representative_cases(scores: Sequence[ClassScore], number: int = 3) -> dict[
     """
     by_case: dict[str, list[float]] = {}
     for score in scores:
-        if not math.isnan(score.dsc):
+        if not (score.region or math.isnan(score.dsc)):
             by_case.setdefault(score.case, []).append(score.dsc)
     ranked = sorted(by_case, key=lambda case: (-sum(by_case[case]) / len(by_case[case]), case))
     if len(ranked) < 3:

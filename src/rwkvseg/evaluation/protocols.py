@@ -16,7 +16,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -47,9 +47,9 @@ class ClassScore:
     case: str
     """Id of the case."""
     label: int
-    """Value of the class in the label maps."""
+    """Value of the class in the label maps; of a region a number above all of them, for the order only."""
     name: str
-    """Name of the class."""
+    """Name of the class or region."""
     dsc: float
     """Dice similarity coefficient, 0 to 1; NaN where the protocol does not score."""
     hd95: float
@@ -72,6 +72,13 @@ class ClassScore:
     """Volume of the prediction minus that of the truth in ml; NaN without spacing in mm, and where absent."""
     hd95_larger: float = math.nan
     """MONAI's HD95, the larger of both directed percentiles; a missed structure as in `hd95` under strict."""
+    region: tuple[int, ...] = ()
+    """Values whose union was scored; empty for a class. Regions enter no mean over classes."""
+
+    @property
+    def written_label(self) -> int | str:
+        """The label as files and people have it: 2, or "1+2+3" for a region."""
+        return "+".join(map(str, self.region)) if self.region else self.label
 
     @property
     def iou(self) -> float:
@@ -114,8 +121,9 @@ def score_case(
     spacing: Sequence[float] | None = None,
     protocol: Protocol = "strict",
     tolerance: float = TOLERANCE,
+    regions: Mapping[str, Collection[int]] | None = None,
 ) -> list[ClassScore]:
-    """Score every class of a case, in the order of the label values, background (0) left out.
+    """Score every class of a case, in the order of the label values, background (0) left out; then regions.
 
     Args:
         case: id, copied into every score.
@@ -126,6 +134,7 @@ def score_case(
         spacing: mm per voxel along each axis, or None for distances in pixels.
         protocol: "strict" or "transunet", see the table at the top of this file.
         tolerance: of NSD, in mm where `distance_unit` says so, else in pixels.
+        regions: name to the label values whose union is scored like one class, see `regions.resolve_regions`.
 
     Raises:
         ShapeError: the shapes differ or have neither 2 nor 3 axes.
@@ -155,18 +164,30 @@ def score_case(
     grid = spacing if protocol == "strict" else None
     return [
         _score_class(
-            (case, value, name),
+            (case, label, name, region),
             (prediction, truth),
-            [found.get(value) for found in boxes],
+            [_union([found[value] for value in region or (label,) if value in found]) for found in boxes],
             grid,
             (protocol, tolerance),
         )
-        for value, name in names.items()
+        for label, name, region in _wanted(names, regions or {})
+    ]
+
+
+def _wanted(
+    names: Mapping[int, str], regions: Mapping[str, Collection[int]]
+) -> list[tuple[int, str, tuple[int, ...]]]:
+    """Label, name and joined values of every class and, with numbers above all labels, of every region."""
+    joined = [(name, tuple(sorted(set(values)))) for name, values in regions.items()]
+    first = max(names, default=0) + 1
+    return [
+        *((value, name, ()) for value, name in names.items()),
+        *((number, name, values) for number, (name, values) in enumerate(joined, first)),
     ]
 
 
 def _score_class(
-    identity: tuple[str, int, str],
+    identity: tuple[str, int, str, tuple[int, ...]],
     maps: tuple[LabelMap, LabelMap],
     boxes: list[Box | None],
     spacing: Sequence[float] | None,
@@ -174,10 +195,12 @@ def _score_class(
 ) -> ClassScore:
     protocol, tolerance = rules
     shape = maps[0].shape
-    held = [box for box in boxes if box is not None]
-    box = _union(held) if held else (slice(0, 0),) * len(shape)
+    box = _union([box for box in boxes if box is not None]) or (slice(0, 0),) * len(shape)
     # beyond the joint box neither map holds the class, so counts and distances need nothing else
-    prediction, truth = (np.asarray(array[box] == identity[1]) for array in maps)
+    case, label, name, region = identity
+    prediction, truth = (
+        np.isin(array[box], region) if region else np.asarray(array[box] == label) for array in maps
+    )
     tp = int(np.count_nonzero(prediction & truth))
     fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(truth)) - tp
     outcome = _outcome(predicted=boxes[0] is not None, present=boxes[1] is not None)
@@ -194,7 +217,8 @@ def _score_class(
     if len(shape) == 3 and spacing is not None and outcome != "absent":
         volume = (fp - fn) * math.prod(spacing) / 1000
     tn = math.prod(shape) - tp - fp - fn
-    return ClassScore(*identity, dsc, hd95, outcome, tp, fp, fn, tn, assd, nsd, volume, larger)
+    counts = (tp, fp, fn, tn)
+    return ClassScore(case, label, name, dsc, hd95, outcome, *counts, assd, nsd, volume, larger, region)
 
 
 def _share(part: int, whole: int) -> float:
@@ -255,7 +279,10 @@ def _unknown_labels(values: set[int], labels: Mapping[str, int], what: str) -> L
     )
 
 
-def _union(boxes: Sequence[Box]) -> Box:
+def _union(boxes: Sequence[Box]) -> Box | None:
+    """Smallest box that holds all; None without any."""
+    if not boxes:
+        return None
     return tuple(
         slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
     )

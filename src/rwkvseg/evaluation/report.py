@@ -29,9 +29,9 @@ from rwkvseg.evaluation.report_html import (
     table,
     table_row,
 )
-from rwkvseg.evaluation.report_text import conventions, exclusions
+from rwkvseg.evaluation.report_text import conventions, exclusions, further_heading
 from rwkvseg.evaluation.statistics import Interval
-from rwkvseg.evaluation.summary import ClassSummary, Summary
+from rwkvseg.evaluation.summary import ClassSummary, Summary, classes_only, row_name
 from rwkvseg.output import write_text
 
 _EMPTY = ("missed", "false_positive", "absent")
@@ -123,7 +123,7 @@ def _context_table(summary: Summary, context: Mapping[str, str]) -> str:
         "cases": str(len(summary.cases)),
     }
     rows = (
-        f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in entries.items()
     )
     return f'<table class="context">{"".join(rows)}</table>'
@@ -143,12 +143,13 @@ def _summary_table(summary: Summary) -> str:
         *(outcome.replace("_", " ") for outcome in _EMPTY),
     ]
     rows = [_summary_row(row) for row in summary.classes]
-    return table(heads, rows, table_row(_summary_row(summary.mean)))
+    below = "".join(table_row(_summary_row(row)) for row in (summary.mean, *summary.regions))
+    return table(heads, rows, below)
 
 
 def _summary_row(row: ClassSummary) -> list[str]:
     return [
-        row.name,
+        row_name(row.name, row.label),
         _percent(row.dsc),
         _interval(row.dsc, 100),
         str(row.dsc.cases),
@@ -161,17 +162,20 @@ def _summary_row(row: ClassSummary) -> list[str]:
 
 
 def _further_table(summary: Summary) -> str:
-    names = list(summary.mean.further)
-    scales = {name: 1 if name.startswith(("assd", "hd95", "volume")) else 100 for name in names}
-    heads = [f"{name.replace('_', ' ')}{' (%)' if scales[name] == 100 else ''} / cases" for name in names]
-    rows = [
-        [
-            row.name,
-            *(f"{_number(scales[name] * mean.mean)} / {mean.cases}" for name, mean in row.further.items()),
-        ]
-        for row in (*summary.classes, summary.mean)
-    ]
-    return table(["class", *heads], rows)
+    # pictures have no volume: a column without a value says nothing
+    names = [name for name in summary.mean.further if any(row.further[name].cases for row in summary.rows)]
+    heads = [f"{further_heading(name)} / cases" for name in names]
+    *rows, mean = [_further_row(row, names) for row in (*summary.classes, summary.mean)]
+    below = [mean, *(_further_row(row, names) for row in summary.regions)]
+    return table(["class", *heads], rows, "".join(map(table_row, below)))
+
+
+def _further_row(row: ClassSummary, names: Sequence[str]) -> list[str]:
+    cells = []
+    for name in names:
+        scale = 1 if name.startswith(("assd", "hd95", "volume")) else 100
+        cells.append(f"{_number(scale * row.further[name].mean)} / {row.further[name].cases}")
+    return [row_name(row.name, row.label), *cells]
 
 
 def _table_note(summary: Summary) -> str:
@@ -180,6 +184,8 @@ def _table_note(summary: Summary) -> str:
         f"Intervals hold {100 * summary.confidence:g} % of {summary.resamples} bootstrap means over {drawn}. "
         "They say how the mean would move with other cases, not with another training."
     )
+    if summary.regions:
+        text += " Regions join classes and stand below the mean, which does not count them."
     if not summary.mean.dsc.defined:
         text += " With fewer than two of them there is no interval."
     return f'<p class="note">{escape(text)}</p>'
@@ -187,11 +193,13 @@ def _table_note(summary: Summary) -> str:
 
 def _plot(summary: Summary, scores: Sequence[ClassScore]) -> str:
     png = distribution_plot(scores, summary.unit)
+    names = [row.name for row in (*summary.classes, *summary.regions)]
     note = (
         "Box: quartiles and median. Blue points: cases in which prediction and truth both hold the class. "
         "Vermilion crosses: one of the two is empty, scored as the protocol says."
     )
-    return f'{embedded(png, "DSC and HD95 per class")}<p class="note">{escape(note)}</p>'
+    description = f"Spread of DSC and HD95 over cases, a row each for {', '.join(names)}"
+    return f'{embedded(png, description)}<p class="note">{escape(note)}</p>'
 
 
 def _picture_sections(scores: Sequence[ClassScore], pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
@@ -210,16 +218,17 @@ def _figure(picture: Picture) -> str:
     draw_overlay(picture).save(file, format="PNG", optimize=True)
     score = "not scored" if math.isnan(picture.dsc) else f"DSC {100 * picture.dsc:.2f} %"
     detail = f" · {escape(picture.caption)}" if picture.caption else ""
+    description = f"{picture.case}, {score}: {', '.join(PANELS)} beside each other"
     panels = "".join(f"<span>{panel}</span>" for panel in PANELS)
     return (
         f"<figure><figcaption><b>{escape(picture.case)}</b> · {score}{detail}</figcaption>"
-        f"{embedded(file.getvalue(), f'overlay of case {picture.case}')}"
+        f"{embedded(file.getvalue(), description)}"
         f'<div class="panels">{panels}</div></figure>'
     )
 
 
 def _legend(scores: Sequence[ClassScore]) -> str:
-    names = {score.label: score.name for score in scores}
+    names = {score.label: score.name for score in classes_only(scores)}
     return class_legend(names) + error_legend(several_classes=len(names) > 1)
 
 

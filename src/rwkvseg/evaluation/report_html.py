@@ -28,7 +28,8 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]], footing: str =
     """A table whose first column names the rows; `footing` is the HTML of its last rows."""
     body = "".join(table_row(row) for row in rows)
     foot = f"<tfoot>{footing}</tfoot>" if footing else ""
-    return f"<table><thead><tr>{_cells(headings, 'th')}</tr></thead><tbody>{body}</tbody>{foot}</table>"
+    head = _cells(headings, 'th scope="col"')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
 
 
 def table_row(values: Iterable[str]) -> str:
@@ -68,4 +69,4 @@ def _swatch(colour: Colour, name: str, kind: str) -> str:
 
 
 def _cells(values: Iterable[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+    return "".join(f"<{tag}>{escape(value)}</{tag.split()[0]}>" for value in values)

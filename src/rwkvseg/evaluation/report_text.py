@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from rwkvseg.evaluation.protocols import ClassScore
-from rwkvseg.evaluation.summary import Summary
+from rwkvseg.evaluation.summary import Summary, classes_only, row_name
 
 _NAMED = 12  # cases that a sentence names; the table of every case has them all
 
@@ -28,7 +28,9 @@ th:first-child { min-width: 7rem; text-align: left; overflow-wrap: anywhere; }
 thead th { color: var(--soft); font-size: .85rem; font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 td { white-space: nowrap; }
-tfoot th, tfoot td { font-weight: 700; border-top: 2px solid var(--ink); }
+tfoot tr:first-child > * { font-weight: 700; border-top: 2px solid var(--ink);
+  border-bottom: 2px solid var(--ink); }
+tfoot th { font-weight: 500; }
 .context { width: auto; }
 .context th { color: var(--soft); font-weight: 500; white-space: nowrap; padding-right: 2rem; }
 .context td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -54,8 +56,8 @@ summary { cursor: pointer; color: var(--accent); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  h2, h3 { break-after: avoid; }
-  tr, .tiles { break-inside: avoid; }
+  h2, h3, .legend { break-after: avoid; }
+  tr, .tiles, section > table, li { break-inside: avoid; }
   thead { display: table-header-group; }
   tfoot { display: table-row-group; }
   table { font-size: 8.5pt; }
@@ -67,9 +69,23 @@ summary { cursor: pointer; color: var(--accent); }
 """Style sheet of the page: system fonts, colours that print."""
 
 
+def further_heading(name: str) -> str:
+    """A further metric as people know it, from its name in the files: "NSD at 2 mm (%)" of "nsd_2mm"."""
+    metric, _, rest = name.partition("_")
+    known = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)"}
+    if metric == "nsd":
+        return f"NSD at {rest[:-2]} {rest[-2:]} (%)"
+    if metric == "hd95":
+        return f"HD95, larger of both directions ({rest[-2:]})"
+    if metric == "volume":
+        return "volume difference (ml)"
+    return known.get(metric, f"{metric.upper()} ({rest})")
+
+
 def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
     """How many structures of which cases were empty, and what that did to the figures."""
     structures = sum(summary.mean.outcomes.values())
+    classes = classes_only(scores)
     sentences = [
         f"{structures} structures were looked at: {len(summary.cases)} cases with {len(summary.classes)} "
         f"{_plural(len(summary.classes), 'class', 'classes')}. "
@@ -90,8 +106,13 @@ def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
             f"{row.name} {row.outcomes[outcome]}" for row in summary.classes if row.outcomes[outcome]
         )
         named = f" ({where})" if number and len(summary.classes) > 1 else ""
-        cases = _cases(score.case for score in scores if score.outcome == outcome)
+        cases = _cases(score.case for score in classes if score.outcome == outcome)
         sentences.append(f"{number} {outcome.replace('_', ' ')}{named}, {effect}.{cases}")
+    for row in summary.regions:
+        empty = ", ".join(f"{outcome.replace('_', ' ')} {row.outcomes[outcome]}" for outcome in effects)
+        sentences.append(
+            f"Region {row_name(row.name, row.label)}, in no mean: {empty} of {len(summary.cases)} cases."
+        )
     unscored = [case.case for case in summary.cases if math.isnan(case.dsc)]
     if unscored:
         verb = _plural(len(unscored), "case holds", "cases hold")
@@ -115,10 +136,10 @@ def conventions(summary: Summary) -> list[str]:
         "DSC: Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|) of prediction P and truth T, in %.",
         "HD95: 95th percentile of the distances from each surface voxel of one mask to the nearest surface "
         f"voxel of the other, both directions pooled, in {unit[summary.unit]}.",
-        "Further metrics: hd95 larger is MONAI's definition, the larger of the 95th percentiles of both "
-        "directions. ASSD is the mean of those distances, NSD the share of them within the tolerance "
-        "in its name. Each mean is over the cases in which the metric is defined: precision needs a "
-        "prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
+        "Further metrics: HD95, larger of both directions, is MONAI's definition: the 95th percentile of "
+        "each, then the larger. ASSD is the mean of those distances, NSD the share of them within the "
+        "tolerance in its name. Each mean is over the cases in which the metric is defined: precision needs "
+        "a prediction, recall a truth. A missed structure has the diagonal as both distances under strict.",
     ]
     if summary.protocol == "strict":
         return [

@@ -9,14 +9,14 @@ from typing import Any
 
 from rwkvseg.evaluation.further import further_metrics
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore
-from rwkvseg.evaluation.summary import Summary, Unit, check_unit, mean_of_scored, without_nan
+from rwkvseg.evaluation.summary import Summary, Unit, check_unit, classes_only, mean_of_scored, without_nan
 from rwkvseg.output import write_json, write_text
 
 
 def score_rows(
     scores: Sequence[ClassScore], unit: Unit, *, tolerance: float = TOLERANCE
 ) -> list[dict[str, Any]]:
-    """One entry a case and class: case, label, name, dsc, hd95_mm or hd95_px, outcome, `further_metrics`.
+    """One entry a case and class or region: its names, dsc, hd95_mm or hd95_px, outcome, `further_metrics`.
 
     Raises:
         UsageError: an unknown unit.
@@ -25,7 +25,7 @@ def score_rows(
     return [
         {
             "case": score.case,
-            "label": score.label,
+            "label": score.written_label,
             "name": score.name,
             "dsc": score.dsc,
             f"hd95_{unit}": score.hd95,
@@ -49,7 +49,7 @@ def write_csv(path: Path, scores: Sequence[ClassScore], unit: Unit, *, tolerance
 
 
 def write_summary_csv(path: Path, summary: Summary) -> None:
-    """Write one line a class and one for the mean: the numbers of `Summary.to_json`, flat.
+    """Write one line a class, one for the mean, and one a region: the numbers of `Summary.to_json`, flat.
 
     The interval of dsc is in dsc_low and dsc_high, the number of its cases in dsc_cases; so for the others.
 
@@ -58,7 +58,7 @@ def write_summary_csv(path: Path, summary: Summary) -> None:
     """
     content = summary.to_json()
     rows = []
-    for row in [*content["classes"], content["mean"]]:
+    for row in [*content["classes"], content["mean"], *content["regions"]]:
         flat = {"name": row["name"], "label": row["label"]}
         for metric, mean in row.items():
             if metric not in ("name", "label", "outcomes"):
@@ -96,8 +96,8 @@ def write_summary_json(
     """Write nnU-Net's `summary.json`, with our own numbers in the block "rwkvseg".
 
     The keys "foreground_mean", "mean" and "metric_per_case" follow nnU-Net's definitions, from the counts of
-    pixels or voxels, whatever the protocol; null stands for NaN. "rwkvseg" is `Summary.to_json` and, under
-    "scores", the `score_rows`.
+    pixels or voxels, whatever the protocol, and leave regions out; null stands for NaN. "rwkvseg" is
+    `Summary.to_json` and, under "scores", the `score_rows`.
 
     Args:
         path: the file.
@@ -112,17 +112,18 @@ def write_summary_json(
     Raises:
         OutputError: the file cannot be written.
     """
-    metrics = [_counts_to_metrics(score) for score in scores]
-    labels = sorted({score.label for score in scores})
+    classes = classes_only(scores)
+    metrics = [_counts_to_metrics(score) for score in classes]
+    labels = sorted({score.label for score in classes})
     mean = {
-        str(label): _mean_of_metrics([m for s, m in zip(scores, metrics, strict=True) if s.label == label])
+        str(label): _mean_of_metrics([m for s, m in zip(classes, metrics, strict=True) if s.label == label])
         for label in labels
     }
     per_case = []
-    for case in dict.fromkeys(score.case for score in scores):
+    for case in dict.fromkeys(score.case for score in classes):
         per_case.append(
             {
-                "metrics": {str(s.label): m for s, m in zip(scores, metrics, strict=True) if s.case == case},
+                "metrics": {str(s.label): m for s, m in zip(classes, metrics, strict=True) if s.case == case},
                 "prediction_file": (prediction_files or {}).get(case, case),
                 "reference_file": (truth_files or {}).get(case, case),
                 **({"image_file": image_files[case]} if image_files and case in image_files else {}),

@@ -29,8 +29,8 @@ class ClassSummary:
 
     name: str
     """Name of the class; "mean" for the mean over classes."""
-    label: int | None
-    """Value of the class; None for the mean."""
+    label: int | str | None
+    """Value of the class; "1+2+3" for the region of these values, None for the mean."""
     dsc: Interval
     """Dice, 0 to 1, under the protocol."""
     hd95: Interval
@@ -75,14 +75,22 @@ class Summary:
     """Number of bootstrap resamples."""
     grouped: bool
     """True when whole groups (patients, videos) were resampled."""
+    regions: tuple[ClassSummary, ...] = ()
+    """One row a region, a union of classes; no mean over classes counts it."""
+
+    @property
+    def rows(self) -> tuple[ClassSummary, ...]:
+        """All rows as tables have them: the classes, their mean, and the regions below it."""
+        return (*self.classes, self.mean, *self.regions)
 
     def to_json(self) -> dict[str, Any]:
         """The same numbers as plain dictionaries and lists, None for NaN, so that JSON can hold them."""
         content = asdict(self)
         unit = f"hd95_{self.unit}"
-        for row in [*content["classes"], content["mean"]]:
+        rows = [*content["classes"], content["mean"], *content["regions"]]
+        for row in rows:
             row.update(row.pop("further"))
-        for row in [*content["classes"], content["mean"], *content["cases"]]:
+        for row in [*rows, *content["cases"]]:
             row[unit] = row.pop("hd95")
             row[f"{unit}_without_missed"] = row.pop("hd95_found")
         cleaned: dict[str, Any] = without_nan(content)
@@ -135,29 +143,37 @@ def summarise(
             list(values), groups=clusters, confidence=confidence, resamples=resamples, seed=seed
         )
 
-    by_class = {label: [score for score in scores if score.label == label] for label in names}
-    rows = [
-        _row(names[label], label, members, interval, mean_of_class(members, unit, tolerance))
-        for label, members in sorted(by_class.items())
-    ]
-    case_means = _case_means(scores, groups)
+    by_label = [[score for score in scores if score.label == label] for label in sorted(names)]
+    rows, regions = (
+        [
+            _row(members, interval, mean_of_class(members, unit, tolerance))
+            for members in by_label
+            if bool(members[0].region) is of_regions
+        ]
+        for of_regions in (False, True)
+    )
+    classes = classes_only(scores)
+    case_means = _case_means(classes, groups)
     mean = ClassSummary(
         "mean",
         None,
         interval(case.dsc for case in case_means),
         interval(case.hd95 for case in case_means),
         interval(case.hd95_found for case in case_means),
-        _outcomes(scores),
-        mean_of_cases(scores, unit, tolerance),
+        _outcomes(classes),
+        mean_of_cases(classes, unit, tolerance),
     )
-    return Summary(
-        protocol, unit, tuple(rows), mean, tuple(case_means), confidence, resamples, groups is not None
-    )
+    settings = (confidence, resamples, groups is not None)
+    return Summary(protocol, unit, tuple(rows), mean, tuple(case_means), *settings, tuple(regions))
 
 
-def _row(
-    name: str, label: int, members: Sequence[ClassScore], interval: Any, further: Mapping[str, Mean]
-) -> ClassSummary:
+def classes_only(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """The scores without those of regions, which no mean over classes counts."""
+    return [score for score in scores if not score.region]
+
+
+def _row(members: Sequence[ClassScore], interval: Any, further: Mapping[str, Mean]) -> ClassSummary:
+    name, label = members[0].name, members[0].written_label
     found = (score.hd95 if score.outcome == "scored" else math.nan for score in members)
     dsc = interval(score.dsc for score in members)
     hd95 = interval(score.hd95 for score in members)
@@ -193,7 +209,7 @@ def mean_of_scored(values: Sequence[float]) -> float:
 
 def _class_names(scores: Sequence[ClassScore]) -> dict[int, str]:
     """Label to name; refuses scores from which no honest mean follows."""
-    if not scores:
+    if not classes_only(scores):
         raise DataError("there are no scores to summarise. Check that predictions and truth share case ids.")
     twice = [key for key, number in Counter((s.case, s.label) for s in scores).items() if number > 1]
     if twice:
@@ -220,6 +236,11 @@ def _clusters(cases: Sequence[str], groups: Mapping[str, object]) -> list[object
             "Give every case its patient or video, or no groups at all."
         )
     return [groups[case] for case in cases]
+
+
+def row_name(name: str, label: int | str | None) -> str:
+    """Name of a row in tables; a region says which values it joins."""
+    return f"{name} ({label})" if isinstance(label, str) else name
 
 
 def check_unit(unit: str) -> None:

@@ -15,6 +15,7 @@ from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_dat
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
+from rwkvseg.evaluation.regions import Regions, resolve_regions
 from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
 from rwkvseg.evaluation.score_files import write_csv, write_summary_csv, write_summary_json
 from rwkvseg.evaluation.summary import Summary, summarise
@@ -68,6 +69,7 @@ def evaluate(
     protocol: Protocol = "strict",
     tolerance: float = TOLERANCE,
     scored: Collection[str] | None = None,
+    regions: Regions | None = None,
     seed: int = 0,
     context: Mapping[str, str] | None = None,
     sections: Sequence[Section] = (),
@@ -87,6 +89,7 @@ def evaluate(
         protocol: scoring rules, see docs/explanation/evaluation.md.
         tolerance: of NSD, in mm for volumes, in pixels for pictures and under "transunet".
         scored: names of the structures that count, where the literature leaves some out; None for all.
+        regions: unions of labels to score beside the classes, see `evaluation.regions`; no mean counts them.
         seed: of the bootstrap.
         context: lines for the head of the report.
         sections: what else the report shows.
@@ -97,14 +100,21 @@ def evaluate(
             volumes (mm).
         GeometryError: prediction and truth on different grids.
         OutputError: the results cannot be written.
-        UsageError: `scored` names what no label does, or a tolerance that is no distance.
+        UsageError: `scored` or `regions` name what no label does, or a tolerance that is no distance.
     """
     record = read_record(predictions)
     pictured = find_inputs(images) if images else _recorded_images(record)
     pairs, missing, found = _chosen_pairs(predictions, truth, pictured, only=only, layout=layout)
     labels = labels or record.labels or found or _labels_in_files(pairs)
     chosen = _check_scored(scored, labels, (predictions, truth))
-    score = partial(_score_pair, labels=labels, chosen=chosen, protocol=protocol, tolerance=tolerance)
+    unions = resolve_regions(regions or {}, labels)
+    rules: dict[str, Any] = {
+        "labels": labels,
+        "regions": unions,
+        "protocol": protocol,
+        "tolerance": tolerance,
+    }
+    score = partial(_score_pair, chosen=chosen, **rules)
     scores, grids = _score_all(pairs, score, protocol, on_case)
     unit = distance_unit(protocol, next(iter(grids.values())).spacing) if grids else "px"
     summary = summarise(
@@ -169,19 +179,12 @@ def _score_all(
 
 
 def _score_pair(
-    pair: Pair, *, labels: Mapping[str, int], chosen: Collection[str], protocol: Protocol, tolerance: float
+    pair: Pair, *, labels: Mapping[str, int], chosen: Collection[str], **rules: Any
 ) -> tuple[list[ClassScore], Grid]:
     prediction, reference, spacing = _read_pair(pair, labels)
-    found = score_case(
-        pair.case,
-        prediction,
-        reference,
-        labels=labels,
-        spacing=spacing,
-        protocol=protocol,
-        tolerance=tolerance,
-    )
-    return [entry for entry in found if entry.name in chosen], Grid(reference.shape, spacing)
+    found = score_case(pair.case, prediction, reference, labels=labels, spacing=spacing, **rules)
+    counted = [entry for entry in found if entry.region or entry.name in chosen]
+    return counted, Grid(reference.shape, spacing)
 
 
 def _check_scored(

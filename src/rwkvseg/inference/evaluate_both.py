@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rwkvseg.data.files import list_images, name_some
 from rwkvseg.data.io import case_id
@@ -11,6 +12,7 @@ from rwkvseg.errors import DataError
 from rwkvseg.evaluation.both import Both, compare_protocols, write_both
 from rwkvseg.evaluation.both_report import write_both_report
 from rwkvseg.evaluation.protocols import PROTOCOLS, TOLERANCE
+from rwkvseg.evaluation.regions import Regions
 from rwkvseg.inference.evaluate import Evaluation, evaluate
 
 
@@ -33,6 +35,7 @@ def evaluate_both(
     images: Path | None = None,
     tolerance: float = TOLERANCE,
     scored: Collection[str] | None = None,
+    regions: Regions | None = None,
     seed: int = 0,
     on_case: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> BothEvaluations:
@@ -47,6 +50,7 @@ def evaluate_both(
         images: see `evaluate`.
         tolerance: of NSD.
         scored: structures that count.
+        regions: unions of labels to score beside them.
         seed: of the bootstrap.
         on_case: called with (done, total) after each case of each protocol.
 
@@ -55,7 +59,8 @@ def evaluate_both(
     """
     if transunet_predictions is not None:
         _require_same_cases(predictions, transunet_predictions)
-    score = partial(evaluate, truth=truth, images=images, tolerance=tolerance, scored=scored, seed=seed)
+    rules: dict[str, Any] = {"tolerance": tolerance, "scored": scored, "regions": regions, "seed": seed}
+    score: Callable[..., Evaluation] = partial(evaluate, truth=truth, images=images, **rules)
     strict = score(predictions, out=out / "strict", on_case=lambda done, n: on_case(done, 2 * n))
     transunet = score(
         transunet_predictions or predictions,

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from rwkvseg.data.transforms import Augmentation, Preprocessing
+from rwkvseg.errors import UsageError
+from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.registry import list_models
 from rwkvseg.training.recipe_file import RecipeFile, Settings, Workers
 
@@ -23,6 +25,7 @@ class DataSettings(Settings):
     layout: Literal["auto", "images", "beside", "nnunet", "msd", "transunet"] = "auto"
     labels: dict[str, int] | None = None  # name -> value; None: as the data folder says
     scored: tuple[str, ...] | None = None  # names of the structures that the evaluation counts; None: all
+    regions: dict[str, tuple[int | str, ...]] = Field(default_factory=dict)  # unions to score too, see docs
     licence: str = "not stated"
     citation: str = ""
 
@@ -34,6 +37,15 @@ class DataSettings(Settings):
                 raise ValueError(
                     f"scored names {', '.join(unknown) or 'nothing'}, which is no structure of labels"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_join_labels(self) -> Self:
+        try:
+            resolve_regions(self.regions, self.labels or {})
+        except UsageError as error:
+            if self.labels is not None:  # else the data folder names them, and the evaluation checks
+                raise ValueError(str(error)) from error
         return self
 
     @field_validator("labels")

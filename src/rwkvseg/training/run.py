@@ -237,6 +237,7 @@ class _Run:
                 layout=self.recipe.data.layout,
                 only={case.id for case in files},
                 scored=self.recipe.data.scored,
+                regions=self.recipe.data.regions,
                 seed=self.recipe.training.seed,
                 context={
                     "recipe": self.recipe.name,

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
@@ -36,6 +37,7 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
 
     Raises:
         RecipeError: no data path, or no labels anywhere.
+        UsageError: a region joins what no label names.
         DataError: the folder, the split file or the number of cases will not do.
     """
     if recipe.data.path is None:
@@ -48,6 +50,7 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
             "such as {background: 0, polyp: 1}."
         )
     require_labels(labels, folder.root)
+    resolve_regions(recipe.data.regions, labels)  # a wrong name must not show after hours of training
     settings = recipe.split
     if settings.file is not None:
         split = read_split(settings.file, folder.cases, settings.fold)
