@@ -59,10 +59,10 @@ def _machine() -> str:
 def _sweep(folder: Path) -> None:
     """Remove the temporary files of processes of this machine that are no more."""
     named = re.compile(rf"\.{_machine()}\.([1-9]\d*)\.partial\..+", re.DOTALL)
-    for name in os.listdir(folder):
-        match = named.fullmatch(name)
+    for left in folder.iterdir():
+        match = named.fullmatch(left.name)
         if match and not _is_alive(int(match[1])):
-            _remove_quietly(folder / name)
+            _remove_quietly(left)
 
 
 def _is_alive(process: int) -> bool:
