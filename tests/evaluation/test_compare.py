@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from compared import shifted, truths, write_evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compared import shifted, truths, write_evaluation
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.compare import Comparison, compare, spread_cases
 from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
