@@ -1,5 +1,6 @@
 """`rwkvseg evaluate`, and the table that every verb with scores prints."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +69,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
+    print_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
     _print_ends(console, result, result.report)
 
 
@@ -92,11 +93,16 @@ def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: b
     _say(console, f"report: {report}")
 
 
+def told_cases(number: int) -> str:
+    """Number of cases, in words."""
+    return f"{number} case{'s' * (number != 1)}"
+
+
 def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
     _widen(console, 160)
-    table = Table(title=f"{len(both.strict.cases)} cases", title_justify="left")
+    table = Table(title=told_cases(len(both.strict.cases)), title_justify="left")
     heads, rows = side_by_side(both)
     for heading in heads:
         table.add_column(escape(heading), justify="left" if heading == "class" else "right")
@@ -117,6 +123,8 @@ def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
         table.add_column(heading, justify="right")
     for row in (*summary.classes, summary.mean):
         interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
+        if math.isnan(row.dsc.low):  # of a single case
+            interval = "none"
         outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
         distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
         table.add_row(escape(row.name), f"{100 * row.dsc.mean:.2f}", interval, *distances, *outcomes)

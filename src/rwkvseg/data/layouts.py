@@ -4,7 +4,8 @@ MSD is the Medical Segmentation Decathlon. docs/reference/data.md shows each lay
 are passed over.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ KNOWN = (
     "imagesTr/ + labelsTr/ with dataset.json (nnU-Net raw, MSD); train_npz/ + test_vol_h5/ or "
     "ACDC_training_slices/ + ACDC_training_volumes/ (TransUNet)"
 )
+NEAR = 20  # entries of a folder among which a layout is looked for
 _LARGEST_VALUE = 65535  # that a label map can hold, see `write_label_map`
 
 
@@ -67,7 +69,7 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
     settings = read_json(root / "labels.json") | read_json(root / "dataset.json")
     chosen = (detect_layout(root) or "unknown") if layout == "auto" else layout
     if chosen == "unknown":
-        raise DataError(f"{root} follows no known layout. Expected {KNOWN}.")
+        raise unknown_layout(root)
     if chosen not in READERS:
         raise DataError(f"unknown layout '{layout}'. Choose one of auto, {', '.join(READERS)}.")
     cases = READERS[chosen](root)
@@ -237,6 +239,26 @@ def detect_layout(root: Path) -> str | None:
     if is_transunet(root):
         return "transunet"
     return "beside" if is_beside(root) else None
+
+
+def unknown_layout(root: Path) -> DataError:
+    """What to say of a folder without a layout: where near it one begins, or which there are."""
+    told = f"{root} follows no known layout"
+    for near in _near(root):
+        with suppress(DataError, OSError):
+            if detect_layout(near) not in (None, "beside"):
+                return DataError(f"{told}, but {near} does. Give that folder.")
+    return DataError(f"{told}. Expected {KNOWN}.")
+
+
+def _near(root: Path) -> Iterator[Path]:
+    """The folder above `root`, those in it and those in them: unpacking adds a folder, picking errs."""
+    yield root.absolute().parent
+    with suppress(OSError):
+        below = [path for path in sorted(root.iterdir())[:NEAR] if path.is_dir()]
+        yield from below
+        for folder in below:
+            yield from (path for path in sorted(folder.iterdir())[:NEAR] if path.is_dir())
 
 
 def _only_channels_pair(root: Path) -> bool:

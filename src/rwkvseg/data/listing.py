@@ -18,7 +18,7 @@ from rwkvseg.data.files import (
 )
 from rwkvseg.data.findings import Finding, from_error
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_id, case_suffix
-from rwkvseg.data.layouts import KNOWN, parse_labels
+from rwkvseg.data.layouts import KNOWN, parse_labels, unknown_layout
 from rwkvseg.data.published import contest_parts, is_beside, list_beside, numbers_objects, pair_folders
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet
 from rwkvseg.errors import DataError
@@ -101,7 +101,7 @@ def _detect(root: Path, settings: Mapping[str, Any]) -> tuple[str, Callable[[Lis
         return "transunet", _list_transunet
     if is_beside(root):
         return "beside", _list_beside
-    raise DataError(f"{root} follows no known layout. Expected {KNOWN}.")
+    raise unknown_layout(root)
 
 
 def _has_channels(root: Path, settings: Mapping[str, Any]) -> bool:
