@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rwkvseg.ops import available_backends, bi_wkv
@@ -298,3 +299,11 @@ def test_made_up_data_of_the_loader_is_what_the_recipes_want(script: Script, tmp
     memory, seconds = loader.look()
     assert memory > 2**20
     assert seconds > 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SCRIPTS / "results").rglob("recipe.yaml")), ids=lambda path: path.parent.name
+)
+def test_a_kept_recipe_finds_its_split_on_any_machine(path: Path) -> None:
+    kept = yaml.safe_load(path.read_text())["split"]["file"]
+    assert kept is None or (not Path(kept).is_absolute() and (path.parent / kept).is_file())

@@ -244,16 +244,22 @@ def detect_layout(root: Path) -> str | None:
 def unknown_layout(root: Path) -> DataError:
     """What to say of a folder without a layout: where near it one begins, or which there are."""
     told = f"{root} follows no known layout"
-    for near in _near(root):
+    for near in (root.absolute().parent, *_below(root)):
         with suppress(DataError, OSError):
             if detect_layout(near) not in (None, "beside"):
                 return DataError(f"{told}, but {near} does. Give that folder.")
+    for folder in (root, *_below(root)):
+        with suppress(OSError):
+            if holds_dicom(folder):
+                return DataError(
+                    f"{told}: it holds DICOM, which brings no label maps. `rwkvseg predict` reads it; to "
+                    "train on it, save images and label maps as NIfTI in imagesTr/ and labelsTr/."
+                )
     return DataError(f"{told}. Expected {KNOWN}.")
 
 
-def _near(root: Path) -> Iterator[Path]:
-    """The folder above `root`, those in it and those in them: unpacking adds a folder, picking errs."""
-    yield root.absolute().parent
+def _below(root: Path) -> Iterator[Path]:
+    """Folders in `root` and in those; unpacking an archive often adds one or two."""
     with suppress(OSError):
         below = [path for path in sorted(root.iterdir())[:NEAR] if path.is_dir()]
         yield from below
