@@ -12,8 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg.cli_convert import convert
-from rwkvseg.cli_evaluate import told_cases
-from rwkvseg.cli_options import FoldOption
+from rwkvseg.cli_options import FoldOption, told_cases
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_options import told_cases
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 
@@ -91,11 +92,6 @@ def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: b
     for warning in result.context.warnings if warn else ():
         typer.echo(f"warning: {warning}", err=True)
     _say(console, f"report: {report}")
-
-
-def told_cases(number: int) -> str:
-    """Number of cases, in words."""
-    return f"{number} case{'s' * (number != 1)}"
 
 
 def _print_both(console: Console, both: "Both") -> None:

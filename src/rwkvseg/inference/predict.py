@@ -100,7 +100,9 @@ def predict_files(
 
 def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str) -> None:
     """Refuse to write among the images or truths: files of one name would be replaced, others mixed up."""
-    files = [path for case in inputs for path in case.images]
+    # a segmentation may lie beside its DICOM series, which it is part of; its name is the case's
+    files = [path for case in inputs if case.series is None for path in case.images]
+    files += [path for case in inputs for path in case.images if path.name == f"{case.id}.dcm"]
     if source:
         known = (*_labelled_cases(Path(source)), *_labelled_cases(Path(source).absolute().parent))
         files += [case.label for case in known if case.label is not None]
