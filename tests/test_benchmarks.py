@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rwkvseg.ops import available_backends, bi_wkv
@@ -336,3 +337,11 @@ def test_an_evaluation_that_differs_from_medpys_is_not_kept(
     ]
     assert bench.main(command) == 1
     assert not (tmp_path / "found.md").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SCRIPTS / "results").rglob("recipe.yaml")), ids=lambda path: path.parent.name
+)
+def test_a_kept_recipe_finds_its_split_on_any_machine(path: Path) -> None:
+    kept = yaml.safe_load(path.read_text())["split"]["file"]
+    assert kept is None or (not Path(kept).is_absolute() and (path.parent / kept).is_file())

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from data_folders import write_pictures
 from rwkvseg import __version__
 from rwkvseg.data import notices
 from rwkvseg.inference.predictor import Predictor
@@ -313,6 +314,16 @@ class TestPredict:
     def test_a_pickle(self, predict, tmp_path):
         torch.save({"state_dict": {}}, tmp_path / "weights.pth")
         assert "is a pickle, which can run any code" in predict(1, model=tmp_path / "weights.pth")
+
+    @pytest.mark.parametrize(("given", "out"), [("", "images"), ("images", "images"), ("images", "masks")])
+    def test_a_result_never_replaces_or_joins_the_data(self, predict, tmp_path, given, out):
+        data = tmp_path / "data"
+        write_pictures(data, 3)
+        before = {name: (data / name).read_bytes() for name in files_below(data)}
+        told = predict(2, inputs=data / given, out=data / "masks" / ".." / out)
+        assert "holds data, such as case0.png" in told
+        assert "Choose another --out" in told
+        assert {name: (data / name).read_bytes() for name in files_below(data)} == before
 
     def test_a_missing_and_an_empty_input(self, predict, tmp_path):
         assert "absent does not exist" in predict(1, inputs=tmp_path / "absent")

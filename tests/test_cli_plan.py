@@ -1,6 +1,7 @@
 """`rwkvseg plan` and `rwkvseg data fingerprint` as they are called."""
 
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_folders import write_volumes
+from data_folders import write_pictures, write_volumes
 from rwkvseg.training.recipe import Recipe
 
 
@@ -120,3 +121,12 @@ def test_plan_of_folders_that_cannot_be_trained_on(rwkvseg, tmp_path):
         assert code == 1
         assert message in err
     assert not (tmp_path / "p.yaml").exists()
+
+
+def test_the_next_command_can_be_copied(rwkvseg, tmp_path):
+    write_pictures(tmp_path / "my data", 4)
+    recipe = tmp_path / "it's mine.yaml"
+    code, out, err = rwkvseg("plan", tmp_path / "my data", "-o", recipe, "--variant", "nano")
+    assert code == 0, err
+    (command,) = [line for line in out.splitlines() if line.startswith("now: ")]
+    assert shlex.split(command.removeprefix("now: ")) == ["rwkvseg", "train", str(recipe)]

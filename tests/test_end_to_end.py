@@ -47,6 +47,7 @@ RUN_FILES = {
     "environment.json",
     "split.json",
     "cases.json",
+    "fingerprint.json",
     "metrics.csv",
     "curves.png",
     "summary.json",

@@ -1,6 +1,9 @@
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +91,47 @@ def test_text_is_utf8_and_json_reads_back(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "Größe 3 µm\n".encode()
     write_json(tmp_path / "a.json", {"ä": [1, None, 0.1]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"ä": [1, None, 0.1]}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rwkvseg.output import write_atomically
+
+with write_atomically(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("name", ["result.bin", "other [1] ä.nii.gz"])
+def test_what_a_killed_process_left_goes_with_the_next_output(tmp_path, name):
+    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    (left,) = files_below(tmp_path)
+    assert left.endswith(f".partial.{name}")
+    write_bytes(tmp_path / "result.bin", b"whole")
+    assert files_below(tmp_path) == ["result.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_what_others_may_still_write_stays(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.bin")], check=False)
+    (left,) = files_below(tmp_path)
+    machine, process = left.split(".")[1:3]
+    far = f"{(int(machine, 16) + 1) % 2**32:08x}"
+    kept = {
+        f".{machine}.{os.getppid()}.partial.a.bin",  # alive
+        f".{far}.{process}.partial.a.bin",  # of another machine
+        f".{machine}.{10**30}.partial.a.bin",  # no process id
+        f".{machine}.0.partial.a.bin",
+        f".{process}.partial.a.bin",
+        f"{left[1:]}",
+        f"below/{left}",
+    }
+    (tmp_path / "below").mkdir()
+    for name in kept:
+        (tmp_path / name).write_bytes(b"mine")
+    write_bytes(tmp_path / "a.bin", b"whole")
+    assert set(files_below(tmp_path)) == kept | {"a.bin"}

@@ -195,7 +195,10 @@ def predict(
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
     seconds = sum(item.seconds for item in done)
-    _say(console, f"{len(done)} label maps in {out}, {seconds:.1f} s on {predictor.device}")
+    _say(
+        console,
+        f"{len(done)} label map{'s' * (len(done) != 1)} in {out}, {seconds:.1f} s on {predictor.device}",
+    )
 
 
 app.command()(evaluate)

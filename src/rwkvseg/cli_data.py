@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg.cli_convert import convert
-from rwkvseg.cli_options import FoldOption
+from rwkvseg.cli_options import FoldOption, told_cases
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _print_findings(console: Console, result: "Verification") -> None:
 def _summary(result: "Verification") -> str:
     """What was looked at, and how many findings of each severity there are."""
     parts = ", ".join(f"{part or 'no part'} {number}" for part, number in result.parts.items())
-    held = f"{sum(result.parts.values())} cases" + (f" ({parts})" if set(result.parts) != {None} else "")
+    held = told_cases(sum(result.parts.values())) + (f" ({parts})" if set(result.parts) != {None} else "")
     groups = f", {result.groups} groups" if result.groups else ""
     counts = (
         f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in result.counts.items()

@@ -1,5 +1,6 @@
 """`rwkvseg evaluate`, and the table that every verb with scores prints."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_options import told_cases
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 
@@ -76,7 +78,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    print_summary(console, result.summary, title=f"{len(result.summary.cases)} cases")
+    print_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
     _print_ends(console, result, result.report)
 
 
@@ -104,7 +106,7 @@ def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
     _widen(console, 160)
-    table = Table(title=f"{len(both.strict.cases)} cases", title_justify="left")
+    table = Table(title=told_cases(len(both.strict.cases)), title_justify="left")
     heads, rows = side_by_side(both)
     for heading in heads:
         table.add_column(escape(heading), justify="left" if heading == "class" else "right")
@@ -129,6 +131,8 @@ def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
         if row is summary.mean or row in summary.regions[:1]:
             table.add_section()
         interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
+        if math.isnan(row.dsc.low):  # of a single case
+            interval = "none"
         outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
         distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
         table.add_row(

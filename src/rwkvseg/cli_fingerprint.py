@@ -1,6 +1,7 @@
 """`rwkvseg data fingerprint`: what a data folder holds, in numbers and plots."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,7 @@ def fingerprint(
             typer.echo(f"not read: {case.why}", err=True)
         number = len(found.unreadable)
         what = f"{number} case{'s' * (number > 1)} could not be read"
-        typer.echo(f"{what}; `rwkvseg data verify {folder}` tells more.", err=True)
+        typer.echo(f"{what}; `rwkvseg data verify {shlex.quote(str(folder))}` tells more.", err=True)
         sys.exit(1)
 
 

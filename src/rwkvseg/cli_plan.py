@@ -1,6 +1,7 @@
 """`rwkvseg plan`: a recipe for a data folder, with a reason for each choice."""
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,6 +102,6 @@ def _print(planned: "Plan", files: list[Path]) -> None:
     for line in (
         f"memory on a GPU, bfloat16: {planned.fitted.told} ({planned.fitted.memory})",
         *(f"written: {path}" for path in files),
-        f"now: rwkvseg train {files[-1]}",
+        f"now: rwkvseg train {shlex.quote(str(files[-1]))}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -2,8 +2,12 @@
 
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +18,17 @@ from rwkvseg.errors import OutputError
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on any failure removed.
 
-    It keeps the suffixes of `path`, since writers choose their format by them. Parent folders are made.
+    It keeps the suffixes of `path`, since writers choose their format by them. Parent folders are made. What
+    a killed process of this machine left in the folder under such names is removed.
 
     Raises:
         OutputError: the folder cannot be made or the file cannot be written (full disk, no permission,
             a regular file where a folder should be).
     """
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = path.with_name(f".{_machine()}.{os.getpid()}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent.absolute())
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -41,6 +47,35 @@ def _remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # the parent is not a folder: then there is nothing to remove
         return
+
+
+@cache
+def _machine() -> str:
+    """Eight digits that tell machines apart: a process id means nothing on another one's disk."""
+    return sha256(platform.node().encode()).hexdigest()[:8]
+
+
+@cache  # once a folder: thousands of predictions go into one, and its list is read each time
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes of this machine that are no more."""
+    named = re.compile(rf"\.{_machine()}\.([1-9]\d*)\.partial\..+", re.DOTALL)
+    for left in folder.iterdir():
+        match = named.fullmatch(left.name)
+        if match and not _is_alive(int(match[1])):
+            _remove_quietly(left)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process may still be there; True where that cannot be told."""
+    if os.name != "posix":  # elsewhere signal 0 is no question: it would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from dicom_cases import (
 )
 from rwkvseg.data.dicom import Series
 from rwkvseg.data.dicom_parsing import quiet
-from rwkvseg.data.layouts import find_inputs, read_case
+from rwkvseg.data.layouts import find_inputs, open_data, read_case
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UnreadableFileError
 
@@ -352,3 +352,10 @@ def test_what_pydicoms_files_are_refused_for(name, error, told):
 def test_files_that_are_no_image_are_no_series():
     with pytest.raises(DataError, match=r"rtplan.dcm holds no image\. Leave it out"):
         Series.from_files([SAMPLES / "rtplan.dcm"])
+
+
+@pytest.mark.parametrize("given", [".", "study", "study/series"])
+def test_a_folder_of_dicom_is_no_data_folder_and_says_why(tmp_path, given):
+    write_series(tmp_path / "study" / "series")
+    with pytest.raises(DataError, match=r"it holds DICOM, which brings no label maps.*NIfTI"):
+        open_data(tmp_path / given)

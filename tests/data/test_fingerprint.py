@@ -148,6 +148,15 @@ def test_checksums_are_those_of_a_run(small_run, phantom):
     assert {case["id"]: case["sha256"] for case in listed} == {i: each[i]["sha256"] for i in each}
 
 
+def test_a_run_holds_that_of_its_training_part(small_run, phantom):
+    told = json.loads((small_run / "fingerprint.json").read_text())
+    train = json.loads((small_run / "split.json").read_text())["train"]
+    every = {case["id"]: case for case in take_fingerprint(phantom).as_object()["each"]}
+    assert [case["id"] for case in told["each"]] == train
+    assert told["each"] == [every[case] for case in train]
+    assert told["cases"] == len(train) < len(every)
+
+
 @pytest.mark.parametrize(
     ("names", "groups"),
     [

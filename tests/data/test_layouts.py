@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_folders import write_pictures
 from rwkvseg.data import notices
 from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
+from rwkvseg.data.listing import list_folder
 from rwkvseg.data.reading import read_geometry
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
@@ -357,3 +359,15 @@ def test_ids_that_name_patients_are_groups(tmp_path, names, groups):
             (tmp_path / folder / f"{name}.png").touch()
     found = {case.id: case.group for case in open_data(tmp_path).cases}
     assert found == dict(zip(names, groups, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "given"), [("d", "."), ("a b/d", "."), ("d", "d/images"), ("d", "d/masks")], ids=str
+)
+@pytest.mark.parametrize("open_folder", [open_data, list_folder])
+def test_a_folder_beside_the_right_one_is_told(tmp_path, data, given, open_folder):
+    (tmp_path / "readme.txt").write_text("")
+    write_pictures(tmp_path / data, 2)
+    with pytest.raises(DataError, match="follows no known layout") as raised:
+        open_folder(tmp_path / given)
+    assert f"but {tmp_path / data} does. Give that folder." in str(raised.value)

@@ -217,3 +217,12 @@ def test_groups_of_the_data_folder_reach_the_comparison(runs_to_change, rwkvseg)
     assert content["grouped"] is True
     ranks = content["differences"][0]["signed_rank"]
     assert ranks["higher"] + ranks["lower"] + ranks["equal"] == 2
+
+
+def test_folders_that_hold_no_single_evaluation(tmp_path):
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "both.json").write_text("{}")
+    with pytest.raises(DataError, match=r"absent does not exist\. Check the path"):
+        read_evaluations([str(tmp_path / "absent"), str(tmp_path / "both")])
+    with pytest.raises(DataError, match=r"Give .*both/strict or .*both/transunet"):
+        read_evaluations([str(tmp_path / "both"), str(tmp_path / "absent")])

@@ -199,6 +199,15 @@ def test_segmentations_beside_their_source_are_no_input(tmp_path, caplog):
     assert "DICOM without an image to segment: ct.dcm" in caplog.text
 
 
+def test_a_slice_is_not_replaced_by_the_segmentation(tmp_path):
+    written = write_series(tmp_path / "ct")
+    written.files[0].rename(tmp_path / "ct" / "ct.dcm")
+    before = (tmp_path / "ct" / "ct.dcm").read_bytes()
+    with pytest.raises(UsageError, match=r"holds data, such as ct\.dcm"):
+        predict(tmp_path / "ct", written.folder, wanted="dicom-seg")
+    assert (tmp_path / "ct" / "ct.dcm").read_bytes() == before
+
+
 def test_a_segmentation_of_nothing(tmp_path):
     def flatten(dataset, _):
         dataset.PixelData = bytes(len(dataset.PixelData))

@@ -36,7 +36,13 @@ def take_fingerprint(
         DataError: as `open_data`; a folder without labels; none of its cases can be read; pictures and
             volumes in one part. (Pictures to train on and volumes to test on are taken for pictures.)
     """
-    folder = open_labelled(Path(root), layout)
+    return take_fingerprint_of(open_labelled(Path(root), layout), on_case)
+
+
+def take_fingerprint_of(
+    folder: DataFolder, on_case: Callable[[int, int], object] | None = None
+) -> Fingerprint:
+    """As `take_fingerprint`, of a folder that is open: its cases and labels may be a choice of its own."""
     gathered = _Gathered(values_per_case(len(folder.cases)))
     unreadable = []
     for done, files in enumerate(folder.cases, start=1):
@@ -49,7 +55,7 @@ def take_fingerprint(
             on_case(done, len(folder.cases))
     if not gathered.cases:
         why = unreadable[0].why
-        raise DataError(f"none of the {len(unreadable)} cases of {root} can be read. The first: {why}")
+        raise DataError(f"none of the {len(unreadable)} cases of {folder.root} can be read. The first: {why}")
     return _sum_up(folder, gathered, unreadable)
 
 

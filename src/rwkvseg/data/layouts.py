@@ -4,7 +4,8 @@ MSD is the Medical Segmentation Decathlon. docs/reference/data.md shows each lay
 are passed over.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ KNOWN = (
     "imagesTr/ + labelsTr/ with dataset.json (nnU-Net raw, MSD); train_npz/ + test_vol_h5/ or "
     "ACDC_training_slices/ + ACDC_training_volumes/ (TransUNet)"
 )
+NEAR = 20  # entries of a folder among which a layout is looked for
 _LARGEST_VALUE = 65535  # that a label map can hold, see `write_label_map`
 
 
@@ -253,6 +255,32 @@ def detect_layout(root: Path) -> str | None:
     if is_transunet(root):
         return "transunet"
     return "beside" if is_beside(root) else None
+
+
+def unknown_layout(root: Path) -> DataError:
+    """What to say of a folder without a layout: where near it one begins, or which there are."""
+    told = f"{root} follows no known layout"
+    for near in (root.absolute().parent, *_below(root)):
+        with suppress(DataError, OSError):
+            if detect_layout(near) not in (None, "beside"):
+                return DataError(f"{told}, but {near} does. Give that folder.")
+    for folder in (root, *_below(root)):
+        with suppress(OSError):
+            if holds_dicom(folder):
+                return DataError(
+                    f"{told}: it holds DICOM, which brings no label maps. `rwkvseg predict` reads it; to "
+                    "train on it, save images and label maps as NIfTI in imagesTr/ and labelsTr/."
+                )
+    return DataError(f"{told}. Expected {KNOWN}.")
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Folders in `root` and in those; unpacking an archive often adds one or two."""
+    with suppress(OSError):
+        below = [path for path in sorted(root.iterdir())[:NEAR] if path.is_dir()]
+        yield from below
+        for folder in below:
+            yield from (path for path in sorted(folder.iterdir())[:NEAR] if path.is_dir())
 
 
 def _only_channels_pair(root: Path) -> bool:

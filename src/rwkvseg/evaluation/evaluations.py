@@ -117,6 +117,13 @@ def _labelled(texts: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _read(label: str, folder: Path, part: str) -> Evaluated:
     path = folder / SUMMARY
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist. Check the path.")
+    if not path.exists() and (folder / "both.json").exists():
+        raise DataError(
+            f"{folder} holds an evaluation under each protocol. Give {folder / 'strict'} or "
+            f"{folder / 'transunet'}."
+        )
     if (folder / "evaluation").is_dir():
         path = folder / "evaluation" / part / SUMMARY
     try:

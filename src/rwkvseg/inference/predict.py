@@ -71,9 +71,10 @@ def predict_files(
     Raises:
         DataError: a case cannot be read, does not fit the network or would not fit into memory; cases before
             it stay written.
-        UsageError: the format does not fit a case.
+        UsageError: the format does not fit a case, or `out` is a folder of images or truths.
         OutputError: a result cannot be written.
     """
+    _refuse_data_folder(inputs, out, source)
     done = []
     for files in inputs:
         started = time.perf_counter()
@@ -95,6 +96,23 @@ def predict_files(
     series = {files.id: files.series for files in inputs if files.series is not None}
     write_json(out / RECORD, record | ({"dicom_series": series} if series else {}))
     return done
+
+
+def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str) -> None:
+    """Refuse to write among the images or truths: files of one name would be replaced, others mixed up."""
+    # a segmentation may lie beside its DICOM series, which it is part of; its name is the case's
+    files = [path for case in inputs if case.series is None for path in case.images]
+    files += [path for case in inputs for path in case.images if path.name == f"{case.id}.dcm"]
+    if source:
+        known = (*_labelled_cases(Path(source)), *_labelled_cases(Path(source).absolute().parent))
+        files += [case.label for case in known if case.label is not None]
+    first = {path.parent: path for path in reversed(files)}
+    for folder, path in first.items():
+        if out.resolve() == folder.resolve():
+            raise UsageError(
+                f"the output folder {out} holds data, such as {path.name}, which label maps would replace "
+                "or lie among. Choose another --out."
+            )
 
 
 def _count(prediction: LabelMap, values: int) -> NDArray[np.int64]:
@@ -166,7 +184,7 @@ def _labelled_cases(inputs: Path) -> tuple[CaseFiles, ...]:
     """Cases to train on, which `find_inputs` passes over where a data folder has unlabelled ones too."""
     try:
         return open_data(inputs).cases
-    except DataError:
+    except (DataError, OSError):  # OSError: the folder above the input may be closed to us
         return ()
 
 

@@ -5,6 +5,7 @@ with their sources.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -103,7 +104,7 @@ def _require_trainable(found: Fingerprint) -> dict[str, int]:
     if found.unreadable:
         raise DataError(
             f"{len(found.unreadable)} cases of {root} cannot be read. The first: {found.unreadable[0].why} "
-            f"`rwkvseg data verify {root}` lists all."
+            f"`rwkvseg data verify {shlex.quote(str(root))}` lists all."
         )
     numbers = sorted(found.counted("channels"))
     if len(numbers) > 1 and (len(numbers) > 2 or numbers[0] != 1):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def train(
     check_run(out, recipe, folder, split, resume=resume)
     run = _Run(recipe, out, folder, labels, split, chosen, console or Console(quiet=True))
     network, data = run.build_network(), run.read_data()  # whatever they refuse leaves no folder behind
-    describe_run(out, recipe, folder, split, chosen)
+    run.describe()
     history = run.fit(network, data)
     data.close()
     return run.finish(network, history, started, data.recipe.preprocessing)
@@ -105,6 +105,12 @@ class _Run:
                 check(read_case(files, self.labels), self.recipe.preprocessing)
                 advance()
         return data
+
+    def describe(self) -> None:
+        """Write what the run is, for those who read it later and for `resume`."""
+        folder = replace(self.folder, labels=self.labels)
+        with progress_bar(self.console, "fingerprint", len(self.split.train)) as advance:
+            describe_run(self.out, self.recipe, folder, self.split, self.device, on_case=advance)
 
     def _parts(self) -> dict[str, tuple[str, ...]]:
         return {part: getattr(self.split, part) for part in ("train", "val", "test")}

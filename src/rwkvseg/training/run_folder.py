@@ -2,6 +2,7 @@
 
 RUN/
     recipe.yaml environment.json split.json cases.json   before the first step
+    fingerprint.json                                     likewise, of the training part
     encoder.json                                         likewise, of a run that starts from encoder weights
     metrics.csv checkpoints/{last,best}.ckpt             every epoch (or as the recipe says)
     fusion_weights.csv fusion_weights.png                every epoch, and at the end, of U-RWKV (3D)
@@ -10,7 +11,8 @@ RUN/
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rwkvseg.data.fingerprint_reader import take_fingerprint_of
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError
@@ -95,8 +98,18 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
 
 
-def describe_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, device: torch.device) -> None:
+def describe_run(
+    out: Path,
+    recipe: Recipe,
+    folder: DataFolder,
+    split: Split,
+    device: torch.device,
+    *,
+    on_case: Callable[[int, int], object] | None = None,
+) -> None:
     """Write the run's description, the recipe last: a folder with it holds a run; none is overwritten.
+
+    `folder` has the run's labels; `on_case` is called while the fingerprint is taken.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -108,7 +121,19 @@ def describe_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, de
     write_json(out / "environment.json", describe_environment(device))
     write_split(out / "split.json", split)
     write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
+    write_json(out / "fingerprint.json", _training_fingerprint(folder, split, on_case))
     write_text(out / DESCRIPTION, recipe.to_yaml())
+
+
+def _training_fingerprint(
+    folder: DataFolder, split: Split, on_case: Callable[[int, int], object] | None
+) -> dict[str, Any]:
+    """What the training part holds; the test part stays unseen."""
+    try:
+        cases = tuple(part_files(folder, split, "train"))
+        return take_fingerprint_of(replace(folder, cases=cases), on_case).as_object()
+    except DataError as error:  # pictures among volumes can be trained on, slice by slice, but not summed up
+        return {"refused": str(error)}
 
 
 def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
