@@ -241,7 +241,7 @@ class TestRefusals:
         (folders / "b" / "summary.json").write_text("[1]")
         with pytest.raises(DataError, match="is no summary"):
             read(folders, "a", "b")
-        with pytest.raises(DataError, match="No such file"):
+        with pytest.raises(DataError, match="does not exist"):
             read(folders, "a", "absent")
 
     def test_one_run_and_one_name_twice(self, folders):

@@ -1,4 +1,4 @@
-"""Plans of real sets, trained for two steps on a few of their cases: nothing else is changed."""
+"""Plans of real sets, trained for one step on a few of their cases: nothing else is changed."""
 
 import json
 from pathlib import Path
@@ -41,10 +41,10 @@ def test_planned_recipes_train_at_once(name, shared_data, tmp_path, rwkvseg):
 
 
 def train_shortly(rwkvseg, recipe: Path, split, folder: Path):
-    """Two steps on four cases, one each to validate and test."""
+    """One step on four cases, one each to validate and test."""
     few = folder / "few.json"
     ids = {"train": split.train[:4], "val": split.val[:1], "test": split.test[:1]}
     few.write_text(json.dumps(ids))
-    changes = ("training.epochs=1", "training.steps_per_epoch=2", "training.batch_size=2")
+    changes = ("training.epochs=1", "training.steps_per_epoch=1", "training.batch_size=2")
     options = [option for change in (*changes, f"split.file={few}") for option in ("--set", change)]
     return rwkvseg("train", recipe, "-o", folder / "run", "--device", "cpu", *options)

@@ -4,6 +4,7 @@ MSD is the Medical Segmentation Decathlon. docs/reference/data.md shows each lay
 are passed over.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -86,22 +87,6 @@ def open_data(root: Path, layout: str = "auto") -> DataFolder:
         licence=str(licence) if licence else None,
         channels=_channel_names(settings),
     )
-
-
-def unknown_layout(root: Path) -> DataError:
-    """What to raise of a folder that follows none; images and DICOM series without labels have their cure."""
-    if (root / "imagesTs").is_dir():
-        return DataError(
-            f"{root} holds imagesTs/ without imagesTr/, images without labels. Move those that have labels "
-            "to imagesTr/, put the labels into labelsTr/ and name them in dataset.json."
-        )
-    if any_dicom_below(root):
-        return DataError(
-            f"{root} holds DICOM files, which come without labels. Write its series to DST/imagesTs with "
-            f"`rwkvseg data convert {root} DST --to nnunet --label NAME=VALUE`, move those that have labels "
-            "to DST/imagesTr, and put the labels into DST/labelsTr."
-        )
-    return DataError(f"{root} follows no known layout. Expected {KNOWN}.")
 
 
 def _channel_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -258,19 +243,23 @@ def detect_layout(root: Path) -> str | None:
 
 
 def unknown_layout(root: Path) -> DataError:
-    """What to say of a folder without a layout: where near it one begins, or which there are."""
+    """What to raise of a folder that follows none: its cure, or where near it one begins."""
     told = f"{root} follows no known layout"
+    if (root / "imagesTs").is_dir():
+        return DataError(
+            f"{root} holds imagesTs/ without imagesTr/, images without labels. Move those that have labels "
+            "to imagesTr/, put the labels into labelsTr/ and name them in dataset.json."
+        )
     for near in (root.absolute().parent, *_below(root)):
         with suppress(DataError, OSError):
             if detect_layout(near) not in (None, "beside"):
                 return DataError(f"{told}, but {near} does. Give that folder.")
-    for folder in (root, *_below(root)):
-        with suppress(OSError):
-            if holds_dicom(folder):
-                return DataError(
-                    f"{told}: it holds DICOM, which brings no label maps. `rwkvseg predict` reads it; to "
-                    "train on it, save images and label maps as NIfTI in imagesTr/ and labelsTr/."
-                )
+    if any_dicom_below(root):
+        return DataError(
+            f"{root} holds DICOM files, which come without labels. Write its series to DST/imagesTs with "
+            f"`rwkvseg data convert {shlex.quote(str(root))} DST --to nnunet --label NAME=VALUE`, move those "
+            "that have labels to DST/imagesTr, and put the labels into DST/labelsTr."
+        )
     return DataError(f"{told}. Expected {KNOWN}.")
 
 
