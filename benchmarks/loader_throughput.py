@@ -6,9 +6,10 @@
 RECIPE is a file of recipes/, FOLDER its data; without --data pictures and volumes of the sizes of Kvasir-SEG
 and of Hippocampus are made up. --workers are processes (0: the main one, with --threads threads). Timed are
 whole batches over --seconds, after those that wait for workers to start; the network does nothing. CPU ms an
-item is what all processes together computed: other work on the machine spoils it less than the items a
-second. GiB is their share of resident memory (PSS, Linux) beyond what there was before reading; preprocessed
-cases stay in memory up to training.cache_gigabytes of the recipe, shared by the workers. The table is last.
+item is what all processes together computed, augmentation included, which is the main one's part as in a run
+without a GPU: other work on the machine spoils it less than the items a second. GiB is their share of
+resident memory (PSS, Linux) beyond what there was before reading; preprocessed cases stay in memory up to
+training.cache_gigabytes of the recipe, shared by the workers. The table is last.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import report
 import torch
 from PIL import Image
 
+from rwkvseg.data.augmentation import augment_batch
 from rwkvseg.training.datamodule import EpochSampler, SegmentationItems, make_loader
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
@@ -94,7 +96,11 @@ def batches(items: Items, batch: int, workers: int) -> Iterator[dict[str, Any]]:
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
-        yield from loader
+        for batch_of_items in loader:
+            numbers = batch_of_items.pop("numbers").numpy()
+            image, label = batch_of_items["image"], batch_of_items["label"]
+            augment_batch(items.recipe.augmentation, image, label, numbers)
+            yield batch_of_items
         epoch += 1
 
 
