@@ -357,5 +357,5 @@ def test_files_that_are_no_image_are_no_series():
 @pytest.mark.parametrize("given", [".", "study", "study/series"])
 def test_a_folder_of_dicom_is_no_data_folder_and_says_why(tmp_path, given):
     write_series(tmp_path / "study" / "series")
-    with pytest.raises(DataError, match=r"it holds DICOM, which brings no label maps.*NIfTI"):
+    with pytest.raises(DataError, match=r"holds DICOM files, which come without labels.*data convert"):
         open_data(tmp_path / given)
