@@ -9,7 +9,7 @@ from rwkvseg.errors import ShapeError, UsageError
 from rwkvseg.ops import depthwise_conv3d
 from rwkvseg.ops.backends import why_not_triton
 from rwkvseg.ops.fused import operators
-from rwkvseg.ops.fused.depthwise import naive_depthwise_conv3d
+from rwkvseg.ops.fused.depthwise import naive_depthwise_conv
 
 CASES = [
     ((1, 1, 1, 1, 1), (1, 1, 1), torch.float32),
@@ -42,7 +42,7 @@ def by_hand(x: Tensor, weight: Tensor) -> Tensor:
 
 def test_the_definition_is_the_sum_over_taps() -> None:
     x, weight = random(2, 3, 2, 3, 4, seed=1).double(), random(3, 1, 3, 1, 5, seed=2).double()
-    torch.testing.assert_close(naive_depthwise_conv3d(x, weight), by_hand(x, weight))
+    torch.testing.assert_close(naive_depthwise_conv(x, weight), by_hand(x, weight))
 
 
 @pytest.mark.parametrize(("shape", "kernel", "dtype"), CASES, ids=str)
@@ -52,9 +52,9 @@ def test_values_and_gradients(
 ) -> None:
     leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
     gs = [random(*shape, seed=3, dtype=dtype)]
-    truth = exact(naive_depthwise_conv3d, leaves, gs)
+    truth = exact(naive_depthwise_conv, leaves, gs)
     found = run(lambda x, w: depthwise_conv3d(x, w, backend=backend), leaves, gs, device)
-    plain = errors(run(naive_depthwise_conv3d, leaves, gs, "cpu"), truth)
+    plain = errors(run(naive_depthwise_conv, leaves, gs, "cpu"), truth)
     for ours, theirs in zip(errors(found, truth), plain, strict=True):
         assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
 

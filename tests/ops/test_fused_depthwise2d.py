@@ -1,16 +1,19 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from fused_cases import allowance, errors, exact, on_every_place, random, run, with_triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rwkvseg.errors import ShapeError, UsageError
 from rwkvseg.ops import depthwise_conv2d
-from rwkvseg.ops.backends import why_not_triton
+from rwkvseg.ops.backends import triton_is_installed, why_not_triton
 from rwkvseg.ops.fused import operators
-from rwkvseg.ops.fused.depthwise import naive_depthwise_conv2d
+from rwkvseg.ops.fused.depthwise import naive_depthwise_conv
 
 CASES = [
     ((1, 1, 1, 1), (1, 1), torch.float32),
@@ -37,9 +40,9 @@ def test_values_and_gradients(
 ) -> None:
     leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
     gs = [random(*shape, seed=3, dtype=dtype)]
-    truth = exact(naive_depthwise_conv2d, leaves, gs)
+    truth = exact(naive_depthwise_conv, leaves, gs)
     found = run(lambda x, w: depthwise_conv2d(x, w, backend=backend), leaves, gs, device)
-    plain = errors(run(naive_depthwise_conv2d, leaves, gs, "cpu"), truth)
+    plain = errors(run(naive_depthwise_conv, leaves, gs, "cpu"), truth)
     for ours, theirs in zip(errors(found, truth), plain, strict=True):
         assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
 
@@ -106,3 +109,21 @@ def test_refusals() -> None:
         depthwise_conv2d(x, torch.zeros(2, 1, 2, 3))
     with pytest.raises(UsageError):
         depthwise_conv2d(x.long(), weight)
+
+
+@pytest.mark.skipif(not triton_is_installed(), reason="the package triton is not installed")
+@pytest.mark.parametrize(("kernel", "ours"), [((9, 9), True), ((1, 7), True), ((5, 5), False)], ids=str)
+def test_only_large_kernels_leave_cudnn_on_a_gpu(
+    kernel: tuple[int, int], ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvseg.ops.backends.why_not_triton", lambda *_: None)
+    seen: list[str] = []
+
+    def keep(graph: Any, example_inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 3, 8, 8, device="cuda"), torch.empty(3, 1, *kernel, device="cuda")
+        torch.compile(depthwise_conv2d, fullgraph=True, backend=keep)(x, weight)
+    assert any("rwkvseg" in target for target in seen) == ours, seen

@@ -83,6 +83,7 @@ class Asks(nn.Module):
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # where it is the process's first use of it
 def test_what_cannot_be_recorded_is_told() -> None:
     network = Asks().cuda()
     with pytest.warns(UserWarning, match="training runs without CUDA graphs"):

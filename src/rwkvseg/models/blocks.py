@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.ops import residual_layer_norm
+from rwkvseg.ops import depthwise_conv2d, residual_layer_norm
 from rwkvseg.ops.backends import is_exporting
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
@@ -41,12 +41,15 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
         )
+        self.depthwise = groups == in_channels == out_channels and stride == 1 and kernel % 2 == 1
         self.norm = nn.BatchNorm2d(out_channels, eps=EPS)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        x = self.activation(self.norm(self.conv(x)))
+        # elsewhere the module itself, which tools that count operations know
+        x = depthwise_conv2d(x, self.conv.weight) if self.depthwise and x.is_cuda else self.conv(x)
+        x = self.activation(self.norm(x))
         return x
 
 

@@ -12,23 +12,17 @@ from rwkvseg.errors import ShapeError
 from rwkvseg.ops.backends import check_floating, choose_backend
 from rwkvseg.ops.fused.operators import triton_depthwise_conv
 
+_LARGE = 7  # kernels below it are as fast by cuDNN, gradients included (RWKV-UNet tiny and base on an H200)
 
-def naive_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+
+def naive_depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve by torch, in the dtype of x: zeros outside, stride 1.
 
-    x: (B, C, H, W), weight: (C, 1, odd, odd) -> as x.
+    x: (B, C, H, W) or (B, C, D, H, W), weight: (C, 1, one odd side an axis) -> as x.
     """
+    convolve = F.conv2d if x.ndim == 4 else F.conv3d
     padding = [side // 2 for side in weight.shape[2:]]
-    return F.conv2d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
-
-
-def naive_depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve by torch, in the dtype of x: zeros outside, stride 1.
-
-    x: (B, C, D, H, W), weight: (C, 1, odd, odd, odd) -> as x.
-    """
-    padding = [side // 2 for side in weight.shape[2:]]
-    y = F.conv3d(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
+    y = convolve(x, weight.to(x.dtype), padding=padding, groups=x.shape[1])
     return y.to(x.dtype)  # autocast may have convolved in 16 bit
 
 
@@ -41,8 +35,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
     Args:
         x: Maps (B, C, H, W), any size >= 1 along every axis; best channels-last.
         weight: Kernels (C, 1, odd, odd).
-        backend: "auto" takes the fastest for the device; "torch" is torch's own convolution; "triton" is
-            without second derivative and vmap.
+        backend: "auto" takes the fastest for the device, torch's own for kernels below 7 x 7; "torch" is
+            torch's own convolution; "triton" is without second derivative and vmap.
 
     Returns:
         A map like x.
@@ -58,12 +52,12 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
         tensor([2., 3., 3., 2.])
     """
     _check(x, weight, axes=2)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    if choose_backend(backend, [x, weight], available=("torch", "triton"), fallback="torch") == "triton":
-        y: Tensor = triton_depthwise_conv(x, weight)
-        return y
-    return naive_depthwise_conv2d(x, weight)
+    if backend == "auto" and max(weight.shape[2:]) < _LARGE:
+        backend = "torch"
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    return _convolve(x, weight, backend)
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -93,10 +87,14 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
         tensor([2., 3., 3., 2.])
     """
     _check(x, weight, axes=3)
+    return _convolve(x, weight, backend)
+
+
+def _convolve(x: Tensor, weight: Tensor, backend: str) -> Tensor:
     if choose_backend(backend, [x, weight], available=("torch", "triton"), fallback="torch") == "triton":
         y: Tensor = triton_depthwise_conv(x, weight)
         return y
-    return naive_depthwise_conv3d(x, weight)
+    return naive_depthwise_conv(x, weight)
 
 
 def _check(x: Tensor, weight: Tensor, *, axes: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 ROWS = 4
 WIDEST = 64  # pixels of a tile along a row
 WIDEST_OF_GRADIENT = 32
-PROGRAMS = 2048  # of the weights' gradient at least, where there is so much work
+PROGRAMS = 1024  # of the weights' gradient at least, where there is so much work
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def convolve(x: Tensor, weight: Tensor, *, flipped: bool) -> Tensor:
     with torch.cuda.device_of(x):
         depthwise_conv2d_kernel[(batch * tiles,)](
             x, taps, y, num_channels, height, width, *weight.shape[2:],
-            ROWS=ROWS, COLS=columns, CHANNELS=channels, num_warps=8 if columns > 32 else 4, maxnreg=128,
+            ROWS=ROWS, COLS=columns, CHANNELS=channels, num_warps=4, maxnreg=168,
         )  # fmt: skip
     return y
 
@@ -128,6 +128,6 @@ def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     with torch.cuda.device_of(x):
         depthwise_conv2d_weight_kernel[(splits * others,)](
             x, g, parts, batch, num_channels, height, width, splits, *kernel,
-            COLS=columns, CHANNELS=channels, num_warps=4,
+            COLS=columns, CHANNELS=channels, num_warps=2,
         )  # fmt: skip
     return parts.sum(0).permute(2, 0, 1)[:, None].contiguous()
