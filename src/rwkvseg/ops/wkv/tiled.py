@@ -102,10 +102,10 @@ class _Plan:
         return 8 if self.num_spans <= 8 else JOINED
 
     def keep(self, *, backward: bool) -> Tensor:
-        """Return memory for what lanes keep: of every block 2 or 4 numbers, and, for a last launch, of themselves."""
-        rows = (4 if backward else 2) * self.tile.blocks
-        if self.num_spans > 1:
-            rows += 8 if backward else 4
+        """Return memory for what a first launch keeps for the last."""
+        from rwkvseg.ops.wkv import triton_long
+
+        rows = triton_long.rows_kept(self.tile.blocks, backward=backward)
         return self.new(self.batch, self.num_spans, rows, self.tile.chunks, self.channels)
 
     def join(self, w: Tensor, totals: Tensor, *, centred: bool) -> Tensor:
@@ -139,10 +139,10 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     plan = _Plan(k, backward=False)
     y, states = torch.empty_like(k), plan.new_states()
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        kept = plan.keep(backward=False)
         if plan.num_spans == 1:
-            plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states, kept)
+            plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)
         else:
+            kept = plan.keep(backward=False)
             plan.launch("bi_wkv_totals_kernel", w, k, v, states, kept)
             states = plan.join(w, states, centred=True)
             plan.launch("bi_wkv_outputs_kernel", w, u, k, v, y, states, kept, SPANS=plan.spans)
@@ -161,11 +161,11 @@ def triton_bi_wkv_backward(
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        scratch = (keys, outs, plan.keep(backward=True))
         if plan.num_spans == 1:
-            plan.launch("bi_wkv_bwd_kernel", w, u, k, v, g, gk, gv, parts, states, *scratch)
+            plan.launch("bi_wkv_bwd_kernel", w, u, k, v, g, gk, gv, parts, states, keys, outs)
         else:
-            adjoint = plan.new_states()
+            kept, adjoint = plan.keep(backward=True), plan.new_states()
+            scratch = (keys, outs, kept)
             plan.launch("bi_wkv_adjoint_kernel", w, u, k, v, g, states, adjoint, *scratch, SPANS=plan.spans)
             adjoint = plan.join(w, adjoint, centred=False)
             inputs = (w, u, k, v, g, gk, gv, parts, states, adjoint)

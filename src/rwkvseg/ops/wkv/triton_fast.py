@@ -2,10 +2,7 @@
 
 The sums and gradients are those of fixed_reference.py. The reference is the largest of a few keys, which
 does unless a denominator turns out very small or very large for it; `unfit` tells afterwards. What a program
-needs of a token again it reads again: by then it is near at hand. What its blocks meet it keeps in memory, not
-in registers: more programs run at a time.
-
-    here    where a lane keeps its numbers, rows as in triton_states.py; ok: where there is such a channel
+needs of a token again it reads again: by then it is near at hand.
 """
 
 import triton
@@ -13,12 +10,11 @@ import triton.language as tl
 
 from rwkvseg.ops.wkv.triton_states import (
     LOG2E,
-    keep,
-    kept,
-    key_of,
+    push_last,
     put_row,
-    row_of,
     rows_after,
+    same_rows,
+    stored_row,
     where_there,
 )
 
@@ -54,22 +50,13 @@ def reference(key, past, future, ok):
 
 
 @triton.jit
-def read_keys(p_k, left, C, s, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Return the keys of block s, a tuple."""
-    p_k, left = rows_after(p_k, C, s * BLOCK), None if left is None else left - s * BLOCK
+def read_rows(p, left, C, s, BLOCK: tl.constexpr, fill):
+    """Return the tokens of block s as they are stored, a tuple."""
+    p = rows_after(p, C, s * BLOCK)
+    left = None if left is None else left - s * BLOCK
     rows = ()
     for j in tl.static_range(BLOCK):
-        rows += (key_of(p_k, left, C, j, WIDE),)
-    return rows
-
-
-@triton.jit
-def read_rows(p, left, C, s, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Return the tokens of block s, a tuple."""
-    p, left = rows_after(p, C, s * BLOCK), None if left is None else left - s * BLOCK
-    rows = ()
-    for j in tl.static_range(BLOCK):
-        rows += (row_of(p, left, C, j, WIDE),)
+        rows += (stored_row(p, left, C, j, fill),)
     return rows
 
 
@@ -78,8 +65,8 @@ def weigh(keys, values, top, mean, BLOCK: tl.constexpr):
     """Return (n, d) of the tokens of a block, two tuples: d = exp(k - reference), n = d (v - mean)."""
     n, d = (), ()
     for j in tl.static_range(BLOCK):
-        x = tl.exp2(keys[j] * LOG2E - top)
-        n += (x * (values[j] - mean),)
+        x = tl.exp2(keys[j].to(top.dtype) * LOG2E - top)
+        n += (x * (values[j].to(top.dtype) - mean),)
         d += (x,)
     return n, d
 
@@ -108,31 +95,45 @@ def futures(n, d, fn, fd, lam, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fast_totals(p_k, p_v, left, C, w, top, mean, here, ok, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+def fast_totals(p_k, p_v, left, C, w, top, mean, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """Go through the blocks: return what each lane sends to later ones and to earlier ones.
 
-    Then its largest weight, and keys and values of its last block. Kept, num in BLOCKS rows, den in the next: what
-    reaches each block from earlier tokens of the lane.
+    Then what reaches its blocks from earlier tokens of it, two tuples, its largest weight, and keys and
+    values of its last block.
     """
     lam, far = tl.exp2(-w), tl.exp2(-BLOCK * w)
     zero = tl.zeros(p_k.shape, w.dtype)
     ln, ld, en, ed, power, high = zero, zero, zero, zero, zero + 1.0, zero
-    keys, values = read_keys(p_k, left, C, 0, BLOCK, w.dtype), read_rows(p_v, left, C, 0, BLOCK, w.dtype)
+    pns, pds = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    keys, values = read_rows(p_k, left, C, 0, BLOCK, float("-inf")), read_rows(p_v, left, C, 0, BLOCK, 0.0)
     for s in range(BLOCKS):
         ahead = tl.minimum(s + 1, BLOCKS - 1)
-        next_keys = read_keys(p_k, left, C, ahead, BLOCK, w.dtype)
-        next_values = read_rows(p_v, left, C, ahead, BLOCK, w.dtype)
+        next_keys = read_rows(p_k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(p_v, left, C, ahead, BLOCK, 0.0)
         n, d = weigh(keys, values, top, mean, BLOCK)
         for j in tl.static_range(BLOCK):
             high = tl.maximum(high, d[j])
-        keep(here, s, C, ln, ok)
-        keep(here, BLOCKS + s, C, ld, ok)
+        pns, pds = push_last(pns, ln, BLOCKS), push_last(pds, ld, BLOCKS)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = en + power * earlier_n, ed + power * earlier_d
         power *= far
         keys, values = next_keys, next_values
-    return ln, ld, en, ed, high, keys, values
+    return ln, ld, en, ed, pns, pds, high, keys, values
+
+
+@triton.jit
+def add_entering(rows_n, rows_d, n, d, far, BLOCKS: tl.constexpr, REVERSE: tl.constexpr):
+    """Return what reaches each block when (n, d) enters the first, or the last if REVERSE; two tuples."""
+    new_n, new_d = (), ()
+    for i in tl.static_range(BLOCKS):
+        if REVERSE:
+            new_n = (rows_n[BLOCKS - 1 - i] + n,) + new_n
+            new_d = (rows_d[BLOCKS - 1 - i] + d,) + new_d
+        else:
+            new_n, new_d = new_n + (rows_n[i] + n,), new_d + (rows_d[i] + d,)
+        n, d = n * far, d * far
+    return new_n, new_d
 
 
 @triton.jit
@@ -153,37 +154,6 @@ def put_outputs(
         if j == 0:
             some = out
         pn, pd = pn * lam + n[j], pd * lam + d[j]
-    return least, greatest, some
-
-
-@triton.jit
-def fast_outputs(
-    p_k, p_v, p_out, keys, values, left, C, w, bonus, top, scale, pn, pd, fn, fd, here, ok, greatest,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Write the outputs; return the least and greatest denominator of each lane, and its first output.
-
-    (pn, pd), (fn, fd): what enters each lane. keys, values: of the last block, from which it goes back: what was
-    read last is nearest. scale: of what `fast_totals` has kept. greatest: to begin with.
-    """
-    lam = tl.exp2(-w)
-    zero = tl.zeros_like(pd)
-    least, some = zero + float("inf"), zero
-    for i in range(BLOCKS):
-        s = BLOCKS - 1 - i
-        local_n, local_d = kept(here, s, C, ok), kept(here, BLOCKS + s, C, ok)
-        ahead = tl.maximum(s - 1, 0)
-        next_keys = read_keys(p_k, left, C, ahead, BLOCK, w.dtype)
-        next_values = read_rows(p_v, left, C, ahead, BLOCK, w.dtype)
-        n, d = weigh(keys, values, top, 0.0, BLOCK)
-        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
-        far = zero + tl.exp2(-s * BLOCK * w)
-        past = (tl.fma(far, pn, scale * local_n), tl.fma(far, pd, scale * local_d))
-        least, greatest, some = put_outputs(
-            rows_after(p_out, C, s * BLOCK), None if left is None else left - s * BLOCK, C, n, d, past,
-            from_n, from_d, least, greatest, bonus, lam, BLOCK,
-        )  # fmt: skip
-        keys, values = next_keys, next_values
     return least, greatest, some
 
 
@@ -220,53 +190,11 @@ def adjoint_pairs(
         total = where_there(left, j, pd + fd[j] + bonus * d[j], 1.0)
         least, greatest = tl.minimum(least, total), tl.maximum(greatest, total)
         inverse = reciprocal(total)
-        h = rows_g[j] * inverse
+        h = rows_g[j].to(lam.dtype) * inverse
         hs += (h,)
         qs += (h * ((pn + fn[j] + bonus * n[j]) * inverse),)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
     return hs, qs, least, greatest
-
-
-@triton.jit
-def fast_adjoint(
-    p_k, p_v, p_g, keys, values, left, C, w, bonus, top, mean, pn, pd, fn, fd, here, ok,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Return what each lane sends in the adjoint sums, to later and to earlier ones.
-
-    Then the least and greatest denominator. (pn, pd), (fn, fd): what enters each lane; keys, values: of its last
-    block, from which it goes back: what was read last is nearest. Kept, in BLOCKS rows each: num and den that
-    enter the blocks from the future, in place of what `fast_totals` kept, and, of the adjoint sums, what reaches
-    them from later tokens of the lane.
-    """
-    lam, far_block = tl.exp2(-w), tl.exp2(-BLOCK * w)
-    zero = tl.zeros_like(pd)
-    least, greatest = zero + float("inf"), zero
-    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
-    rows_g = read_rows(p_g, left, C, BLOCKS - 1, BLOCK, w.dtype)
-    for i in range(BLOCKS):
-        s = BLOCKS - 1 - i
-        local_n, local_d = kept(here, s, C, ok), kept(here, BLOCKS + s, C, ok)
-        n, d = weigh(keys, values, top, mean, BLOCK)
-        keep(here, s, C, fn, ok)
-        keep(here, BLOCKS + s, C, fd, ok)
-        keep(here, 2 * BLOCKS + s, C, er, ok)
-        keep(here, 3 * BLOCKS + s, C, eq, ok)
-        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
-        far = zero + tl.exp2(-s * BLOCK * w)
-        h, q, least, greatest = adjoint_pairs(
-            rows_g, None if left is None else left - s * BLOCK, n, d,
-            (tl.fma(far, pn, local_n), tl.fma(far, pd, local_d)), from_n, from_d, least, greatest, bonus, lam, BLOCK,
-        )  # fmt: skip
-        later_r, later_q, earlier_r, earlier_q = send(h, q, lam, BLOCK)
-        er, eq = er * far_block + earlier_r, eq * far_block + earlier_q
-        lr, lq = lr + power * later_r, lq + power * later_q
-        power *= far_block
-        ahead = tl.maximum(s - 1, 0)
-        keys = read_keys(p_k, left, C, ahead, BLOCK, w.dtype)
-        values = read_rows(p_v, left, C, ahead, BLOCK, w.dtype)
-        rows_g = read_rows(p_g, left, C, ahead, BLOCK, w.dtype)
-    return lr, lq, er, eq, least, greatest
 
 
 @triton.jit
@@ -287,7 +215,7 @@ def block_gradients(
     for j in tl.static_range(BLOCK):
         num, den = pn + fn[j], pd + fd[j]
         inverse = reciprocal(where_there(left, j, den + bonus * d[j], 1.0))
-        h = rows_g[j] * inverse
+        h = rows_g[j].to(lam.dtype) * inverse
         q = h * ((num + bonus * n[j]) * inverse)
         own = h * (den * n[j] - num * d[j]) * (bonus * inverse)
         gu += own
@@ -314,29 +242,25 @@ def block_gradients(
 
 @triton.jit
 def fast_gradients(
-    p_k, p_v, p_g, p_gk, p_gv, left, C, w, bonus, top, mean,
-    past, on, fr, fq, here, ok, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    p_k, p_v, p_g, p_gk, p_gv, keys, values, rows_g, left, C, w, bonus, top, mean,
+    past, fns, fds, on, frs, fqs, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write gk and gv, return each lane's part of gw and gu.
 
-    past, on: what enters the lane; fr, fq: what enters it in the adjoint sums from the future; kept: see
-    `fast_adjoint`.
+    past, on: what enters the lane, (fns, fds) and (frs, fqs) its blocks from the future; keys, values,
+    rows_g: of the first block.
     """
     lam = tl.exp2(-w)
-    zero = tl.zeros_like(fr)
-    gw, gu = zero, zero
-    keys, values = read_keys(p_k, left, C, 0, BLOCK, w.dtype), read_rows(p_v, left, C, 0, BLOCK, w.dtype)
-    rows_g = read_rows(p_g, left, C, 0, BLOCK, w.dtype)
+    gw, gu = tl.zeros_like(past[0]), tl.zeros_like(past[0])
     for s in range(BLOCKS):
-        future = kept(here, s, C, ok), kept(here, BLOCKS + s, C, ok)
-        back_r, back_q = kept(here, 2 * BLOCKS + s, C, ok), kept(here, 3 * BLOCKS + s, C, ok)
         ahead = tl.minimum(s + 1, BLOCKS - 1)
-        next_keys = read_keys(p_k, left, C, ahead, BLOCK, w.dtype)
-        next_values = read_rows(p_v, left, C, ahead, BLOCK, w.dtype)
-        next_g = read_rows(p_g, left, C, ahead, BLOCK, w.dtype)
+        next_keys = read_rows(p_k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(p_v, left, C, ahead, BLOCK, 0.0)
+        next_g = read_rows(p_g, left, C, ahead, BLOCK, 0.0)
         n, d = weigh(keys, values, top, mean, BLOCK)
-        far = zero + tl.exp2(-(BLOCKS - 1 - s) * BLOCK * w)
-        back = (tl.fma(far, fr, back_r), tl.fma(far, fq, back_q))
+        future, back = (fns[0], fds[0]), (frs[0], fqs[0])
+        fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
+        frs, fqs = push_last(frs, frs[0], BLOCKS), push_last(fqs, fqs[0], BLOCKS)
         past, on, by_w, by_u = block_gradients(
             rows_g, rows_after(p_gk, C, s * BLOCK), rows_after(p_gv, C, s * BLOCK),
             None if left is None else left - s * BLOCK, C, n, d, past, future, on, back, bonus, lam, BLOCK,

@@ -10,16 +10,19 @@ import triton
 import triton.language as tl
 
 from rwkvseg.ops.wkv.triton_fast import (
-    fast_adjoint,
-    fast_gradients,
-    fast_outputs,
+    add_entering,
+    adjoint_pairs,
+    block_gradients,
     fast_totals,
+    futures,
     largest_sum,
-    read_keys,
+    put_outputs,
     read_rows,
     reference,
     sampled_key,
+    send,
     unfit,
+    weigh,
 )
 from rwkvseg.ops.wkv.triton_safe import safe_backward, safe_forward, safe_totals
 from rwkvseg.ops.wkv.triton_states import (
@@ -27,20 +30,46 @@ from rwkvseg.ops.wkv.triton_states import (
     NOTHING,
     add_rows,
     enter,
-    keep,
-    kept,
-    kept_place,
     mean_value,
     place,
     plus,
+    push_first,
     reach,
     read_centred,
+    rows_after,
     safe_reach,
     store_sums,
     vector_of,
     write_state,
     write_totals,
 )
+
+
+def rows_kept(blocks: int, *, backward: bool) -> int:
+    """Return how many numbers a lane of so many blocks keeps between launches."""
+    return 6 + 6 * blocks if backward else 4 + 2 * blocks
+
+
+@triton.jit
+def kept_place(
+    p, i_b, i_s, num_spans, c, C, ROWS: tl.constexpr, CHUNKS: tl.constexpr
+):  # fmt: skip
+    """Return pointers to the first row that a span's lanes keep."""
+    return (
+        p + (i_b * num_spans + i_s).to(tl.int64) * (ROWS * CHUNKS * C) + tl.arange(0, CHUNKS)[:, None] * C + c
+    )
+
+
+@triton.jit
+def keep(p, row, C, x, ok, CHUNKS: tl.constexpr):
+    """Write a row of what is kept."""
+    tl.store(p + row * (CHUNKS * C), x, mask=ok)
+
+
+@triton.jit
+def kept(p, row, C, ok, CHUNKS: tl.constexpr):
+    """Return a row of what is kept."""
+    return tl.load(p + row * (CHUNKS * C), mask=ok, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "num_spans"])
@@ -57,14 +86,17 @@ def bi_wkv_totals_kernel(
     w = vector_of(p_w, c, C, WIDE) * LOG2E
     nothing = (tl.zeros_like(w) + NOTHING, 0.0, 0.0)
     top = reference(sampled_key(p_k + base + c, C, i_s, T, span, ok, WIDE), nothing, nothing, ok)
-    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 2 * BLOCKS + 4, CHUNKS)
-    ln, ld, en, ed, high, _, _ = fast_totals(
-        p_k + base + places, p_v + base + places, left, C, w, top, 0.0, here, ok, BLOCK, BLOCKS
+    ln, ld, en, ed, pns, pds, high, _, _ = fast_totals(
+        p_k + base + places, p_v + base + places, left, C, w, top, 0.0, BLOCK, BLOCKS
     )  # fmt: skip
-    keep(here, 2 * BLOCKS, C, ln, ok)
-    keep(here, 2 * BLOCKS + 1, C, ld, ok)
-    keep(here, 2 * BLOCKS + 2, C, en, ok)
-    keep(here, 2 * BLOCKS + 3, C, ed, ok)
+    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 4 + 2 * BLOCKS, CHUNKS)
+    keep(here, 0, C, ln, ok, CHUNKS)
+    keep(here, 1, C, ld, ok, CHUNKS)
+    keep(here, 2, C, en, ok, CHUNKS)
+    keep(here, 3, C, ed, ok, CHUNKS)
+    for s in tl.static_range(BLOCKS):
+        keep(here, 4 + s, C, pns[s], ok, CHUNKS)
+        keep(here, 4 + BLOCKS + s, C, pds[s], ok, CHUNKS)
     zero, chunk = tl.zeros_like(ln), tl.arange(0, CHUNKS)[:, None]
     later = (CHUNKS - 1 - chunk).to(WIDE) * (-BLOCK * BLOCKS * w)
     earlier = chunk.to(WIDE) * (-BLOCK * BLOCKS * w)
@@ -144,26 +176,40 @@ def bi_wkv_outputs_kernel(
     left = None if WHOLE else left
     ok = c < C
     k, v, p_out = p_k + base + places, p_v + base + places, p_y + base + places
-    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 2 * BLOCKS + 4, CHUNKS)
-    keys = read_keys(k, left, C, BLOCKS - 1, BLOCK, WIDE)
-    values = read_rows(v, left, C, BLOCKS - 1, BLOCK, WIDE)
+    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 4 + 2 * BLOCKS, CHUNKS)
+    keys = read_rows(k, left, C, BLOCKS - 1, BLOCK, float("-inf"))
+    values = read_rows(v, left, C, BLOCKS - 1, BLOCK, 0.0)
+    local_n, local_d = kept(here, 3 + BLOCKS, C, ok, CHUNKS), kept(here, 3 + 2 * BLOCKS, C, ok, CHUNKS)
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, 0.0, SPANS, WIDE)
     key = sampled_key(p_k + base + c, C, i_s, T, span, ok, WIDE)
     top = reference(key, past, future, ok)
-    decay, bonus = tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
+    lam, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
     x, y, scale = tl.exp2(past[0] - top), tl.exp2(future[0] - top), tl.exp2(tl.where(ok, key, 0.0) - top)
-    ln, ld = kept(here, 2 * BLOCKS, C, ok), kept(here, 2 * BLOCKS + 1, C, ok)
-    en, ed = kept(here, 2 * BLOCKS + 2, C, ok), kept(here, 2 * BLOCKS + 3, C, ok)
+    ln, ld = kept(here, 0, C, ok, CHUNKS), kept(here, 1, C, ok, CHUNKS)
+    en, ed = kept(here, 2, C, ok, CHUNKS), kept(here, 3, C, ok, CHUNKS)
     pn, pd = reach(scale * ln, scale * ld, decay, x * past[1], x * past[2], False)
     fn, fd = reach(scale * en, scale * ed, decay, y * future[1], y * future[2], True)
     # the span's own reference must have suited its sums: what overflowed there may vanish by the scale here
     fits = (ld < largest_sum(LIMIT)) & (ed < largest_sum(LIMIT))
-    greatest = tl.where(fits, 0.0, float("inf"))
-    least, greatest, _ = fast_outputs(
-        k, v, p_out, keys, values, left, C, w, bonus, top, scale, pn, pd, fn, fd, here, ok, greatest,
-        BLOCK, BLOCKS,
-    )  # fmt: skip
+    least, greatest = tl.zeros_like(pd) + float("inf"), tl.where(fits, 0.0, float("inf"))
+    for i in range(BLOCKS):  # from the last block back, as in `bi_wkv_fwd_kernel`
+        s = BLOCKS - 1 - i
+        ahead = tl.maximum(s - 1, 0)
+        next_keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+        next_values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+        next_n = kept(here, 4 + ahead, C, ok, CHUNKS)
+        next_d = kept(here, 4 + BLOCKS + ahead, C, ok, CHUNKS)
+        n, d = weigh(keys, values, top, 0.0, BLOCK)
+        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
+        far = tl.exp2(-s * BLOCK * w)
+        before = (scale * local_n + far * pn, scale * local_d + far * pd)
+        rest = None if left is None else left - s * BLOCK
+        least, greatest, _ = put_outputs(
+            rows_after(p_out, C, s * BLOCK), rest, C, n, d, before, from_n, from_d,
+            least, greatest, bonus, lam, BLOCK,
+        )  # fmt: skip
+        keys, values, local_n, local_d = next_keys, next_values, next_n, next_d
     if unfit(least, greatest, w, u, ok, span, LIMIT):
         safe_forward(
             p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
@@ -179,8 +225,8 @@ def bi_wkv_adjoint_kernel(
 ):  # fmt: skip
     """Write what every span sends on in the adjoint sums, and keep what its blocks meet in both.
 
-    Kept besides the rows of `fast_adjoint`: what lanes send in the adjoint sums (4 rows), the reference or infinity
-    where it does not suit, the mean, and (num, den) that enters each lane from the past.
+    Kept: what lanes send in the adjoint sums (4 rows), the reference or infinity where it does not suit, the
+    mean, then of each block what enters: num and den from the past and from the future, adjoint from there.
     """
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
     i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
@@ -191,32 +237,54 @@ def bi_wkv_adjoint_kernel(
     past, future = enter(p_states, i_b, i_s, num_spans, c, C, -span * w, mean, SPANS, WIDE)
     k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
     top = reference(sampled_key(p_k + base + c, C, i_s, T, span, ok, WIDE), past, future, ok)
-    decay, bonus = tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
-    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 4 * BLOCKS + 8, CHUNKS)
-    ln, ld, en, ed, _, keys, values = fast_totals(k, v, left, C, w, top, mean, here, ok, BLOCK, BLOCKS)
+    lam, far, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
+    ln, ld, en, ed, pns, pds, _, keys, values = fast_totals(k, v, left, C, w, top, mean, BLOCK, BLOCKS)
     x, y = tl.exp2(past[0] - top), tl.exp2(future[0] - top)
     pn, pd = reach(ln, ld, decay, x * past[1], x * past[2], False)
     fn, fd = reach(en, ed, decay, y * future[1], y * future[2], True)
-    tl.debug_barrier()  # what one thread has kept another may load
-    lr, lq, er, eq, least, greatest = fast_adjoint(
-        k, v, g, keys, values, left, C, w, bonus, top, mean, pn, pd, fn, fd, here, ok, BLOCK, BLOCKS
-    )  # fmt: skip
-    zero, lanes = tl.zeros_like(pn), 4 * BLOCKS
-    keep(here, lanes, C, lr, ok)
-    keep(here, lanes + 1, C, lq, ok)
-    keep(here, lanes + 2, C, er, ok)
-    keep(here, lanes + 3, C, eq, ok)
-    keep(here, lanes + 5, C, zero + mean, ok)
-    keep(here, lanes + 6, C, pn, ok)
-    keep(here, lanes + 7, C, pd, ok)
+    pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
+    zero = tl.zeros_like(pn)
+    least, greatest = zero + float("inf"), zero
+    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
+    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 6 + 6 * BLOCKS, CHUNKS)
+    rows_g = read_rows(g, left, C, BLOCKS - 1, BLOCK, 0.0)
+    for i in range(BLOCKS):  # from the last block back: what was read last is nearest
+        s = BLOCKS - 1 - i
+        n, d = weigh(keys, values, top, mean, BLOCK)
+        before = (pns[BLOCKS - 1], pds[BLOCKS - 1])
+        pns, pds = push_first(pns, before[0], BLOCKS), push_first(pds, before[1], BLOCKS)
+        keep(here, 6 + s, C, before[0], ok, CHUNKS)
+        keep(here, 6 + BLOCKS + s, C, before[1], ok, CHUNKS)
+        keep(here, 6 + 2 * BLOCKS + s, C, fn, ok, CHUNKS)
+        keep(here, 6 + 3 * BLOCKS + s, C, fd, ok, CHUNKS)
+        keep(here, 6 + 4 * BLOCKS + s, C, er, ok, CHUNKS)
+        keep(here, 6 + 5 * BLOCKS + s, C, eq, ok, CHUNKS)
+        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
+        rest = None if left is None else left - s * BLOCK
+        h, q, least, greatest = adjoint_pairs(
+            rows_g, rest, n, d, before, from_n, from_d, least, greatest, bonus, lam, BLOCK
+        )  # fmt: skip
+        later_r, later_q, earlier_r, earlier_q = send(h, q, lam, BLOCK)
+        er, eq = er * far + earlier_r, eq * far + earlier_q
+        lr, lq = lr + power * later_r, lq + power * later_q
+        power *= far
+        ahead = tl.maximum(s - 1, 0)
+        keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+        values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+        rows_g = read_rows(g, left, C, ahead, BLOCK, 0.0)
+    keep(here, 0, C, lr, ok, CHUNKS)
+    keep(here, 1, C, lq, ok, CHUNKS)
+    keep(here, 2, C, er, ok, CHUNKS)
+    keep(here, 3, C, eq, ok, CHUNKS)
+    keep(here, 5, C, zero + mean, ok, CHUNKS)
     if unfit(least, greatest, w, u, ok, span, LIMIT):
-        keep(here, lanes + 4, C, zero + float("inf"), ok)
+        keep(here, 4, C, zero + float("inf"), ok, CHUNKS)
         safe_backward(
             p_w, p_u, p_k, p_v, p_g, p_k, p_v, p_adjoint, p_states, p_adjoint, p_keys, p_outs,
             T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, True, WIDE,
         )  # fmt: skip
     else:
-        keep(here, lanes + 4, C, zero + top, ok)
+        keep(here, 4, C, zero + top, ok, CHUNKS)
         later, earlier = (zero - top, lr, lq), (zero - top, er, eq)
         write_totals(
             p_adjoint, i_b, i_s, num_spans, c, C, later, earlier, 0.0 * w, -BLOCK * BLOCKS * w, CHUNKS
@@ -236,8 +304,8 @@ def bi_wkv_gradients_kernel(
     ok = c < C
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     start, end = enter(p_adjoint, i_b, i_s, num_spans, c, C, -span * w, 0.0, SPANS, WIDE)
-    here, lanes = kept_place(p_kept, i_b, i_s, num_spans, c, C, 4 * BLOCKS + 8, CHUNKS), 4 * BLOCKS
-    top = tl.max(kept(here, lanes + 4, C, ok), 0)[None, :]
+    here = kept_place(p_kept, i_b, i_s, num_spans, c, C, 6 + 6 * BLOCKS, CHUNKS)
+    top = tl.max(kept(here, 4, C, ok, CHUNKS), 0)[None, :]
     # a token's weight may vanish below the reference where what meets it has grown beyond all bounds
     bad = ok & ~(tl.maximum(start[0], end[0]) + top <= LIMIT)
     if tl.max(tl.max(tl.where(bad, 1, 0), 1), 0) > 0:
@@ -247,16 +315,38 @@ def bi_wkv_gradients_kernel(
         )  # fmt: skip
     else:
         k, v, g = p_k + base + places, p_v + base + places, p_g + base + places
-        mean = tl.max(kept(here, lanes + 5, C, ok), 0)[None, :]
-        decay, bonus = tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
+        keys, values = read_rows(k, left, C, 0, BLOCK, float("-inf")), read_rows(v, left, C, 0, BLOCK, 0.0)
+        rows_g = read_rows(g, left, C, 0, BLOCK, 0.0)
+        mean = tl.max(kept(here, 5, C, ok, CHUNKS), 0)[None, :]
+        lam, decay, bonus = tl.exp2(-w), tl.exp2(-BLOCK * BLOCKS * w), tl.exp2(u)
         x, y = tl.exp2(start[0] + top), tl.exp2(end[0] + top)
-        lr, lq = kept(here, lanes, C, ok), kept(here, lanes + 1, C, ok)
-        er, eq = kept(here, lanes + 2, C, ok), kept(here, lanes + 3, C, ok)
+        lr, lq = kept(here, 0, C, ok, CHUNKS), kept(here, 1, C, ok, CHUNKS)
+        er, eq = kept(here, 2, C, ok, CHUNKS), kept(here, 3, C, ok, CHUNKS)
         on = reach(lr, lq, decay, x * start[1], x * start[2], False)
         fr, fq = reach(er, eq, decay, y * end[1], y * end[2], True)
-        past = (kept(here, lanes + 6, C, ok), kept(here, lanes + 7, C, ok))
-        gw, gu = fast_gradients(
-            k, v, g, p_gk + base + places, p_gv + base + places, left, C, w, bonus, top, mean,
-            past, on, fr, fq, here, ok, BLOCK, BLOCKS,
-        )  # fmt: skip
-        store_sums(p_parts, i_b, i_s, num_spans, c, C, gw, gu)
+        past = (kept(here, 6, C, ok, CHUNKS), kept(here, 6 + BLOCKS, C, ok, CHUNKS))
+        gw, gu = tl.zeros_like(fr), tl.zeros_like(fr)
+        for s in range(BLOCKS):
+            ahead = tl.minimum(s + 1, BLOCKS - 1)
+            next_keys = read_rows(k, left, C, ahead, BLOCK, float("-inf"))
+            next_values = read_rows(v, left, C, ahead, BLOCK, 0.0)
+            next_g = read_rows(g, left, C, ahead, BLOCK, 0.0)
+            n, d = weigh(keys, values, top, mean, BLOCK)
+            future = (
+                kept(here, 6 + 2 * BLOCKS + s, C, ok, CHUNKS),
+                kept(here, 6 + 3 * BLOCKS + s, C, ok, CHUNKS),
+            )
+            far = tl.exp2(-(BLOCKS - 1 - s) * BLOCK * w)
+            back = (
+                kept(here, 6 + 4 * BLOCKS + s, C, ok, CHUNKS) + far * fr,
+                kept(here, 6 + 5 * BLOCKS + s, C, ok, CHUNKS) + far * fq,
+            )
+            past, on, by_w, by_u = block_gradients(
+                rows_g, rows_after(p_gk + base + places, C, s * BLOCK),
+                rows_after(p_gv + base + places, C, s * BLOCK), None if left is None else left - s * BLOCK, C,
+                n, d, past, future, on, back, bonus, lam, BLOCK,
+            )  # fmt: skip
+            gw += by_w
+            gu += by_u
+            keys, values, rows_g = next_keys, next_values, next_g
+        store_sums(p_parts, i_b, i_s, num_spans, c, C, -lam * gw, gu)

@@ -68,26 +68,15 @@ def stored_row(p, left, C, j, fill):
 
 
 @triton.jit
-def widened(x, WIDE: tl.constexpr):
-    """Return x as numbers that sums are made of.
-
-    A bfloat16 is the upper half of a float32: said like this, two of them take two instructions and not four.
-    """
-    if x.dtype == tl.bfloat16:
-        x = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return x.to(WIDE)
-
-
-@triton.jit
 def row_of(p, left, C, j, WIDE: tl.constexpr):
     """Return token j of every lane, 0 where there is none."""
-    return widened(stored_row(p, left, C, j, 0.0), WIDE)
+    return stored_row(p, left, C, j, 0.0).to(WIDE)
 
 
 @triton.jit
 def key_of(p_k, left, C, j, WIDE: tl.constexpr):
     """Return the key of token j of every lane; -inf where there is none."""
-    return widened(stored_row(p_k, left, C, j, float("-inf")), WIDE)
+    return stored_row(p_k, left, C, j, float("-inf")).to(WIDE)
 
 
 @triton.jit
@@ -133,42 +122,36 @@ def put_block(rows, s, x, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def kept_place(
-    p, i_b, i_s, num_spans, c, C, ROWS: tl.constexpr, CHUNKS: tl.constexpr
-):  # fmt: skip
-    """Return pointers to the first row that a span's lanes keep."""
-    return (
-        p + (i_b * num_spans + i_s).to(tl.int64) * (ROWS * CHUNKS * C) + tl.arange(0, CHUNKS)[:, None] * C + c
-    )
+def push_last(rows, x, BLOCKS: tl.constexpr):
+    """Return a tuple less its first item, with x after its last."""
+    new = ()
+    for i in tl.static_range(1, BLOCKS):
+        new += (rows[i],)
+    return new + (x,)
 
 
 @triton.jit
-def keep(here, row, C, x, ok):
-    """Write a row of what is kept."""
-    tl.store(here + row * (here.shape[0] * C), x, mask=ok)
+def push_first(rows, x, BLOCKS: tl.constexpr):
+    """Return a tuple less its last item, with x before its first."""
+    new = (x,)
+    for i in tl.static_range(BLOCKS - 1):
+        new += (rows[i],)
+    return new
 
 
 @triton.jit
-def kept(here, row, C, ok):
-    """Return a row of what is kept."""
-    return tl.load(here + row * (here.shape[0] * C), mask=ok, other=0.0)
-
-
-@triton.jit
-def _join(a1, n1, d1, a2, n2, d2):
-    """Join two runs of chunks: decay, (n, d) sent."""
-    return a1 * a2, a2 * n1 + n2, a2 * d1 + d2
+def _join(a1, n1, d1, b1, pn1, pd1, a2, n2, d2, b2, pn2, pd2):
+    """Join two runs of chunks: decay, (n, d) sent, decay up to the last chunk, (pn, pd) that reaches it."""
+    return a1 * a2, a2 * n1 + n2, a2 * d1 + d2, a1 * b2, b2 * n1 + pn2, b2 * d1 + pd2
 
 
 @triton.jit
 def reach(n, d, decay, start_n, start_d, REVERSE: tl.constexpr):
     """Return what reaches each chunk when each sends (n, d), and the first gets the start."""
-    at = tl.arange(0, n.shape[0])[:, None] + tl.zeros_like(n).to(tl.int32) + (1 if REVERSE else -1)
-    there = (at >= 0) & (at < n.shape[0])
-    at = tl.where(there, at, 0)
-    n, d = tl.where(there, tl.gather(n, at, 0), start_n), tl.where(there, tl.gather(d, at, 0), start_d)
-    _, n, d = tl.associative_scan((tl.zeros_like(n) + decay, n, d), 0, _join, reverse=REVERSE)
-    return n, d
+    zero = tl.zeros_like(n)
+    one = zero + 1.0
+    _, _, _, b, pn, pd = tl.associative_scan((zero + decay, n, d, one, zero, zero), 0, _join, reverse=REVERSE)
+    return pn + b * start_n, pd + b * start_d
 
 
 @triton.jit
