@@ -75,6 +75,8 @@ def draw_sizes(
 
 def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], path: Path, part: str) -> None:
     """DSC in % against parameters in M (logarithmic), bars of one standard deviation over runs."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     with _figure(path, 1, width=6.0, height=4.0) as (axis,):
         for place, point in enumerate(points):
             x, y = point["parameters"] / 1e6, 100 * point["dsc"]
@@ -85,9 +87,12 @@ def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], pat
         best = sorted((p["parameters"] / 1e6, 100 * p["dsc"]) for p in points if p["label"] in front)
         axis.plot(*zip(*best, strict=True), color="#999999", linestyle="--", linewidth=1, zorder=0)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
         axis.margins(x=0.25, y=0.2)
+        least, most = axis.get_xlim()
+        ticks = (1, 2, 5) if most > 10 * least else range(1, 10)  # all nine of a decade would overlap
+        axis.xaxis.set_major_locator(LogLocator(subs=ticks))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel="parameters (M)", ylabel=f"{part} DSC (%), mean over (runs)")
 
 
