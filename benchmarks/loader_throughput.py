@@ -1,15 +1,16 @@
 """Images or patches a second that a training's loader yields by itself: read, cut, augmented, batched.
 
     python benchmarks/loader_throughput.py [--data RECIPE FOLDER] [--data ...] [--workers 0 2] [--threads 1]
-        [--seconds 10] [--cases N] [--cache GIB] [-o benchmarks/results]
+        [--device cuda] [--seconds 10] [--cases N] [--cache GIB] [-o benchmarks/results]
 
-RECIPE is a file of recipes/, FOLDER its data; without --data pictures and volumes of the sizes of Kvasir-SEG
-and of Hippocampus are made up. --workers are processes (0: the main one, with --threads threads). Timed are
-whole batches over --seconds, after those that wait for workers to start; the network does nothing. CPU ms an
-item is what all processes together computed, augmentation included, which is the main one's part as in a run
-without a GPU: other work on the machine spoils it less than the items a second. GiB is their share of
-resident memory (PSS, Linux) beyond what there was before reading; preprocessed cases stay in memory up to
-training.cache_gigabytes of the recipe, shared by the workers. The table is last.
+RECIPE is a file of recipes/, FOLDER its data; without --data pictures and volumes of the sizes of Kvasir-
+SEG and of Hippocampus are made up. --workers are processes (0: the main one, with --threads threads). Timed
+are whole batches over --seconds, after those that wait for workers to start; the network does nothing.
+Batches are augmented on --device, as in a run there; pictures that fit lie on a GPU as a whole, and need no
+worker. CPU ms an item is what all processes together computed: other work on the machine spoils it less
+than the items a second. GiB is their share of resident memory (PSS, Linux) beyond what there was before
+reading; preprocessed cases stay in memory up to training.cache_gigabytes of the recipe, shared by the
+workers. The table is last.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from PIL import Image
 from rwkvseg.data.augmentation import augment_batch
 from rwkvseg.training.datamodule import EpochSampler, SegmentationItems, make_loader
 from rwkvseg.training.recipe import Recipe
+from rwkvseg.training.resident import ResidentItems, fits
 from rwkvseg.training.run_folder import open_recipe_data
 from rwkvseg.training.volume_data import VolumeItems, with_intensity
 
@@ -88,25 +90,29 @@ def read_items(recipe: Recipe, cases: int | None) -> Items:
     return kind(files, labels, with_intensity(recipe, files, labels), augment=True)
 
 
-def batches(items: Items, batch: int, workers: int) -> Iterator[dict[str, Any]]:
-    """Batches without end, shuffled, as in training."""
+def batches(items: Items, batch: int, workers: int, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Batches without end on `device`, shuffled and augmented, as in training."""
     draws = max(len(items), 50 * batch)
     sampler = EpochSampler(len(items), draws=draws, seed=0, shuffle=True)
-    loader = make_loader(items, sampler, batch_size=batch, workers=workers)
+    resident = isinstance(items, SegmentationItems) and fits(items, device)
+    source = ResidentItems(items, device) if resident else items
+    loader = make_loader(source, sampler, batch_size=batch, workers=0 if resident else workers)
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
         for batch_of_items in loader:
             numbers = batch_of_items.pop("numbers").numpy()
-            image, label = batch_of_items["image"], batch_of_items["label"]
-            augment_batch(items.recipe.augmentation, image, label, numbers)
-            yield batch_of_items
+            moved = {key: batch_of_items[key].to(device, non_blocking=True) for key in ("image", "label")}
+            augment_batch(items.recipe.augmentation, moved["image"], moved["label"], numbers)
+            yield moved
         epoch += 1
 
 
-def measure(items: Items, batch: int, workers: int, seconds: float) -> tuple[float, float, int]:
+def measure(
+    items: Items, batch: int, workers: int, seconds: float, device: torch.device
+) -> tuple[float, float, int]:
     """Items a second, CPU seconds an item, and the most memory that was seen."""
-    stream = batches(items, batch, workers)
+    stream = batches(items, batch, workers, device)
     for _ in range(2 + 3 * workers):  # what workers have made ahead while others started
         next(stream)
     most, before = look()
@@ -114,6 +120,8 @@ def measure(items: Items, batch: int, workers: int, seconds: float) -> tuple[flo
     started = time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
         count += len(next(stream)["image"])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # else the host would run ahead of the GPU
     memory, after = look()
     stream.close()
     return count / spent, (after - before) / count, max(most, memory)
@@ -128,7 +136,7 @@ def rows_of(name: str, folder: Path, recipe: Recipe, options: argparse.Namespace
     print(f"{name}: {len(items)} items of {folder}, read in {reading:.1f} s", flush=True)
     rows = []
     for workers in options.workers:
-        rate, cost, most = measure(items, batch, workers, options.seconds)
+        rate, cost, most = measure(items, batch, workers, options.seconds, options.device)
         speed = f"{rate:.0f} | {rate / NEED[dimensions]:.0%} | {1e3 * cost:.1f}"
         memory = f"{(most - before) / 2**30:.2f} | {recipe.training.cache_gigabytes:g}"
         rows.append(f"| {name} | {len(items)} | {batch} | {workers} | {speed} | {memory} |")
@@ -145,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", nargs=2, action="append", default=[], metavar=("RECIPE", "FOLDER"))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--threads", type=int, default=1, help="of the main process")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="that augments")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
     parser.add_argument("--cases", type=int, help="at most so many of the training part")
     parser.add_argument("--cache", type=float, help="instead of the recipe's training.cache_gigabytes")
@@ -160,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             changes += [] if options.data else ["split.rule=paper", "split.file=null"]
             recipe = Recipe.from_file(Path(file), changes=changes)
             rows += rows_of(recipe.name, Path(folder), recipe, options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device.type
     busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     text = "\n".join(_lines(rows, device, busy, options)) + "\n"
     if options.out is not None:

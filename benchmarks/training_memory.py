@@ -151,13 +151,13 @@ def table(device: str, *, graphs: bool) -> tuple[str, bool]:
         sides = " x ".join(map(str, candidate.sides)) + (", twice" if candidate.overrides == TWICE else "")
         row = [candidate.name, sides, str(batch), show_size(estimate)]
         if "failed" in found:
-            lines.append(f"| {' | '.join([*row, *['failed'] * len(measured), '-'])} |")
+            row += [*["failed"] * len(measured), "-"]
             failed = True
-            continue
-        share = found[measured[0]] / estimate
-        lines.append(
-            f"| {' | '.join([*row, *(show_size(found[key]) for key in measured), f'{share:.2f}'])} |"
-        )
+        else:
+            share = found[measured[0]] / estimate
+            row += [*(show_size(found[key]) for key in measured), f"{share:.2f}"]
+        lines.append(f"| {' | '.join(row)} |")
+        print(lines[-1], flush=True)
     return "\n".join(lines) + "\n", failed
 
 
