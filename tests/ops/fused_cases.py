@@ -56,6 +56,25 @@ def allowance(dtype: torch.dtype, backend: str, device: str) -> float:
     return 4.0 if interpreted_bfloat16 else 2.0  # the interpreter truncates to bfloat16; GPUs round
 
 
+def assert_as_good_as_the_definition(
+    fused: Operator,
+    definition: Operator,
+    leaves: Sequence[Tensor],
+    gs: Sequence[Tensor],
+    *,
+    backend: str,
+    device: str,
+) -> None:
+    """Against the definition in float64, values and gradients err as little as it does in their precision."""
+    truth = exact(definition, leaves, gs)
+    found = run(fused, leaves, gs, device)
+    assert found[0].dtype == gs[0].dtype
+    times = allowance(gs[0].dtype, backend, device)
+    allowed = [max(times * b, 1e-6) for b in errors(run(definition, leaves, gs, "cpu"), truth)]
+    ours = errors(found, truth)
+    assert all(a <= b for a, b in zip(ours, allowed, strict=True)), (ours, allowed)
+
+
 def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
     """Largest error of each result in units of its largest value, or of 1; NaN counts as infinite."""
     return [

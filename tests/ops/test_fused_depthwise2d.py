@@ -1,9 +1,11 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import allowance, errors, exact, on_every_place, random, run, with_triton
+from fused_cases import assert_as_good_as_the_definition, on_every_place, random, run, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
@@ -37,11 +39,10 @@ def test_values_and_gradients(
 ) -> None:
     leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
     gs = [random(*shape, seed=3, dtype=dtype)]
-    truth = exact(naive_depthwise_conv2d, leaves, gs)
-    found = run(lambda x, w: depthwise_conv2d(x, w, backend=backend), leaves, gs, device)
-    plain = errors(run(naive_depthwise_conv2d, leaves, gs, "cpu"), truth)
-    for ours, theirs in zip(errors(found, truth), plain, strict=True):
-        assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
+    fused = partial(depthwise_conv2d, backend=backend)
+    assert_as_good_as_the_definition(
+        fused, naive_depthwise_conv2d, leaves, gs, backend=backend, device=device
+    )
 
 
 @pytest.mark.gpu
