@@ -94,6 +94,11 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         """Whether no item is read anew."""
         return len(self._kept) == len(self.files)
 
+    @property
+    def shapes_in_memory(self) -> set[tuple[int, ...]]:
+        """Shapes (C, H, W) of the images that are not read anew."""
+        return {item.image.shape for slices in self._kept.values() for item in slices}
+
     def pair(self, position: int) -> tuple[Tensor, Tensor]:
         """Image (C, H, W) float32 and label (H, W) uint8 of an item, not augmented."""
         item = self.items[position]

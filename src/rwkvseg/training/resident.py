@@ -16,12 +16,9 @@ SHARE = 0.05  # of the GPU's free memory, for each part: what `rwkvseg plan` est
 
 def fits(items: "SegmentationItems", device: torch.device) -> bool:
     """Whether the items lie in memory, have one shape and leave the GPU `device` enough room; no CPU does."""
-    if device.type != "cuda" or not items.in_memory or not len(items):
+    if device.type != "cuda" or not items.in_memory or len(items.shapes_in_memory) != 1:
         return False
-    shapes = {items.pair(position)[0].shape for position in range(len(items))}
-    if len(shapes) > 1:
-        return False
-    channels, *sides = shapes.pop()
+    ((channels, *sides),) = items.shapes_in_memory
     return resident_bytes(len(items), channels, sides) <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
