@@ -91,7 +91,7 @@ class _Run:
 
     def read_data(self) -> SegmentationData:
         """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
-        with progress_bar(self.console, "reading cases", sum(map(len, self._parts().values()))) as advance:
+        with progress_bar(self.console, "reading cases", sum(map(len, self.split.parts.values()))) as advance:
             data = SegmentationData(
                 self.folder.cases,
                 self.split,
@@ -111,9 +111,6 @@ class _Run:
         folder = replace(self.folder, labels=self.labels)
         with progress_bar(self.console, "fingerprint", len(self.split.train)) as advance:
             describe_run(self.out, self.recipe, folder, self.split, self.device, on_case=advance)
-
-    def _parts(self) -> dict[str, tuple[str, ...]]:
-        return {part: getattr(self.split, part) for part in ("train", "val", "test")}
 
     def fit(self, network: nn.Module, data: SegmentationData) -> History:
         """Train from the start or from the last checkpoint; `network` then holds the last epoch's weights."""
@@ -186,7 +183,7 @@ class _Run:
         description = save_model(self.out / "model", network, self._description(preprocessing))
         predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
         evaluations = {
-            part: self._evaluate(predictor, part) for part in ("val", "test") if getattr(self.split, part)
+            part: self._evaluate(predictor, part) for part in ("val", "test") if self.split.parts[part]
         }
         metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
         write_description(self.out / "model", description.model_copy(update={"metrics": metrics}))
@@ -211,7 +208,7 @@ class _Run:
             protocol={
                 "recipe": recipe.name,
                 "split": {"rule": split.rule, "seed": split.seed},
-                "cases": {part: len(cases) for part, cases in self._parts().items()},
+                "cases": {part: len(cases) for part, cases in self.split.parts.items()},
                 "epochs": recipe.training.epochs,
                 "checkpoint": recipe.training.report,
                 "seed": recipe.training.seed,

@@ -139,7 +139,7 @@ def _training_fingerprint(
 def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
     """Cases of one part, in the order of the split."""
     by_id = {case.id: case for case in folder.cases}
-    return [by_id[case] for case in getattr(split, part)]
+    return [by_id[case] for case in split.parts[part]]
 
 
 def require_same_recipe(
