@@ -11,7 +11,8 @@ import numpy as np
 
 from rwkvseg.data.files import MASK_ENDINGS, list_images, with_groups
 from rwkvseg.data.io import case_id, read_image, read_label
-from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_data
+from rwkvseg.data.layout_detection import detect_layout
+from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
