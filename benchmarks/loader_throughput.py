@@ -161,8 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = Recipe.from_file(Path(file), changes=changes)
             rows += rows_of(recipe.name, Path(folder), recipe, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    text = "\n".join(_lines(rows, device, busy, options)) + "\n"
+    text = "\n".join(_lines(rows, device, options)) + "\n"
     if options.out is not None:
         report.save(options.out, "loader_throughput", device, text)
     print(f"\n{text}")
@@ -176,14 +175,14 @@ def _generated(folder: Path) -> list[tuple[str, str]]:
     return [(str(RECIPES / recipe), str(folder / kind)) for recipe, kind in names.items()]
 
 
-def _lines(rows: Sequence[str], device: str, busy: str, options: argparse.Namespace) -> list[str]:
+def _lines(rows: Sequence[str], device: str, options: argparse.Namespace) -> list[str]:
     source = "the data named in the command" if options.data else "made-up data of the real sizes"
     return [
         "# Items a second of the loader alone",
         "",
         *report.header(device),
         f"- processor cores: {os.cpu_count()}; threads of the main process: {options.threads}; {source}",
-        f"- load of the machine over 1, 5, 15 minutes at the end: {busy}",
+        f"- {report.load()}",
         f"- need: {NEED[2]} pictures of 256 x 256, {NEED[3]} patches a second (tiny networks on one H200)",
         "",
         "| recipe | items | batch | workers | items/s | of the need | CPU ms an item | GiB | GiB for cases |",
