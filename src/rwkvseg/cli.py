@@ -16,6 +16,7 @@ from rich.table import Table
 
 from rwkvseg import __version__
 from rwkvseg.cli_compare import compare
+from rwkvseg.cli_console import say
 from rwkvseg.cli_data import data_app
 from rwkvseg.cli_evaluate import evaluate, print_summary
 from rwkvseg.cli_figure import figure_app
@@ -27,6 +28,7 @@ from rwkvseg.cli_options import (
     Device,
     DeviceOption,
     FormatOption,
+    JsonListOption,
     MemoryOption,
     MirrorOption,
     OverlapOption,
@@ -105,8 +107,8 @@ def train(
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
     for part, evaluation in result.evaluations.items():
         print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
-        _say(console, f"report: {evaluation.report}")
-    _say(console, f"model:  {folder / 'model'}")
+        say(console, f"report: {evaluation.report}")
+    say(console, f"model:  {folder / 'model'}")
 
 
 @app.command()
@@ -133,7 +135,7 @@ def pretrain(
     console = Console()
     result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)
     for path in result.encoders:
-        _say(console, f"encoder: {path}")
+        say(console, f"encoder: {path}")
 
 
 @app.command()
@@ -195,7 +197,7 @@ def predict(
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
     seconds = sum(item.seconds for item in done)
-    _say(
+    say(
         console,
         f"{len(done)} label map{'s' * (len(done) != 1)} in {out}, {seconds:.1f} s on {predictor.device}",
     )
@@ -230,18 +232,18 @@ def convert_published(
     done = convert_published(file, out, variant=variant.value, num_classes=num_classes, size=size)
     console = Console()
     if done.num_classes is None:
-        _say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
+        say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
     else:
         classes = f"{done.num_classes} class{'es' if done.num_classes > 1 else ''}"
-        _say(console, f"model:   {done.path} ({done.model}, {classes})")
-    _say(console, f"licence: {LICENCE}")
+        say(console, f"model:   {done.path} ({done.model}, {classes})")
+    say(console, f"licence: {LICENCE}")
 
 
 @app.command()
 def models(
     size: CountedSizeOption = None,
     num_classes: Annotated[int, typer.Option(help="Channels of the logits.", min=1)] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_json: JsonListOption = False,
 ) -> None:
     """List the networks with their parameters, multiply-accumulates and activation memory.
 
@@ -282,13 +284,8 @@ def demo(
     result = run_demo(out, device=device.value, seed=seed, console=console)
     evaluation = result.evaluations["test"]
     print_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
-    _say(console, f"pictures: {evaluation.report}")
-    _say(console, f"model:    {result.folder / 'model'}")
-
-
-def _say(console: Console, line: str) -> None:
-    """Print as it is: paths and case ids are no markup, and must not be broken where they are long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"pictures: {evaluation.report}")
+    say(console, f"model:    {result.folder / 'model'}")
 
 
 def _print_costs(console: Console, costs: "list[Cost]") -> None:
@@ -302,9 +299,9 @@ def _print_costs(console: Console, costs: "list[Cost]") -> None:
             figures = (cost.parameters / 1e6, cost.macs / 1e9, cost.macs_run / 1e9)
             table.add_row(cost.name, *(f"{x:.2f}" for x in figures), f"{cost.activation_bytes / 2**20:.0f}")
         console.print(table)
-    _say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
-    _say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
-    _say(console, "activations: what training keeps in float32 for one image.")
+    say(console, "GMAC: as the papers count, with norms, activations and resizing, in their order of steps.")
+    say(console, "GMAC run: convolutions, matrix products and WKV as they run here.")
+    say(console, "activations: what training keeps in float32 for one image.")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_options import told_cases
+from rwkvseg.cli_console import say, show_table, told_cases, widen
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 
@@ -96,32 +96,27 @@ def _evaluate_both(
 def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: bool = True) -> None:
     if result.not_predicted:
         some = ", ".join(result.not_predicted[:5])
-        _say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
+        say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
     for warning in result.context.warnings if warn else ():
         typer.echo(f"warning: {warning}", err=True)
-    _say(console, f"report: {report}")
+    say(console, f"report: {report}")
 
 
 def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
-    _widen(console, 160)
-    table = Table(title=told_cases(len(both.strict.cases)), title_justify="left")
-    heads, rows = side_by_side(both)
-    for heading in heads:
-        table.add_column(escape(heading), justify="left" if heading == "class" else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    widen(console, 160)
+    headings, rows = side_by_side(both)
+    show_table(console, told_cases(len(both.strict.cases)), headings, rows, words=["class"])
     for sentence in parting_sentences(both):
-        _say(console, sentence)
+        say(console, sentence)
 
 
 def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
     """Print the classes, their mean and the regions as a table."""
     from rwkvseg.evaluation.summary import row_name
 
-    _widen(console, 120)
+    widen(console, 120)
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     hd95 = f"HD95 {summary.unit}"
@@ -143,12 +138,3 @@ def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
             *outcomes,
         )
     console.print(table)
-
-
-def _widen(console: Console, columns: int) -> None:
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, columns)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
