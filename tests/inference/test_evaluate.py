@@ -232,7 +232,7 @@ def test_labels_of_the_data_folder(small_run, phantom, tmp_path):
     result = evaluate(tmp_path / "pred", phantom, tmp_path / "out")
     assert [row.name for row in result.summary.classes] == ["liver", "spleen", "kidney", "aorta"]
     assert len(result.not_predicted) == 18
-    assert result.recorded_protocol is None
+    assert result.context.record.protocol is None
 
 
 @pytest.mark.parametrize(

@@ -46,17 +46,8 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
     return _slices_last(read.astype(native, copy=False))
 
 
-def array_shape(path: Path, name: str = "image") -> tuple[int, ...]:
-    """Shape of what `read_array` returns; nothing but the header is read.
-
-    Raises:
-        UnreadableFileError, DataError, MissingExtraError: as `read_array`, as far as the header tells.
-    """
-    return array_header(path, name)[0]
-
-
 def array_header(path: Path, name: str = "image") -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape of what `read_array` returns, and the type as stored.
+    """Shape of what `read_array` returns, and the type as stored; nothing but the header is read.
 
     Raises:
         UnreadableFileError, DataError, MissingExtraError: as `read_array`, as far as the header tells.

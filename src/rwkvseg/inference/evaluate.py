@@ -33,11 +33,6 @@ class Evaluation:
         """Truths without a prediction, which no figure counts."""
         return list(self.context.not_predicted)
 
-    @property
-    def recorded_protocol(self) -> str | None:
-        """The one `predict` wrote down."""
-        return self.context.record.protocol
-
 
 def evaluate(
     predictions: Path,

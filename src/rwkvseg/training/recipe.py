@@ -14,8 +14,6 @@ from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.registry import list_models
 from rwkvseg.training.recipe_file import PathBeside, RecipeFile, Settings, Workers
 
-Positive = Field(gt=0)
-
 
 class DataSettings(Settings):
     """Which data the run uses; `path` may be left to `--data`."""
