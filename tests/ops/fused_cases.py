@@ -29,6 +29,14 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def depthwise_case(
+    shape: Sequence[int], kernel: Sequence[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Map and weights of a depthwise convolution, and the gradient of its result."""
+    map_and_weights = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
+    return map_and_weights, [random(*shape, seed=3, dtype=dtype)]
+
+
 def spread(x: Tensor) -> Tensor:
     """Return an equal tensor whose elements lie apart and in another order."""
     return x.repeat_interleave(2, dim=-1).transpose(0, -1).contiguous().transpose(0, -1)[..., ::2]
@@ -56,7 +64,7 @@ def allowance(dtype: torch.dtype, backend: str, device: str) -> float:
     return 4.0 if interpreted_bfloat16 else 2.0  # the interpreter truncates to bfloat16; GPUs round
 
 
-def assert_as_good_as_the_definition(
+def assert_as_good(
     fused: Operator,
     definition: Operator,
     leaves: Sequence[Tensor],

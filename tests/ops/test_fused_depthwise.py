@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from fused_cases import assert_as_good_as_the_definition, on_every_place, random, run, with_triton
+from fused_cases import assert_as_good, depthwise_case, on_every_place, random, run, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
@@ -52,12 +52,8 @@ def test_the_definition_is_the_sum_over_taps() -> None:
 def test_values_and_gradients(
     shape: tuple[int, ...], kernel: tuple[int, ...], dtype: torch.dtype, backend: str, device: str
 ) -> None:
-    leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
-    gs = [random(*shape, seed=3, dtype=dtype)]
-    fused = partial(depthwise_conv3d, backend=backend)
-    assert_as_good_as_the_definition(
-        fused, naive_depthwise_conv3d, leaves, gs, backend=backend, device=device
-    )
+    fused, case = partial(depthwise_conv3d, backend=backend), depthwise_case(shape, kernel, dtype)
+    assert_as_good(fused, naive_depthwise_conv3d, *case, backend=backend, device=device)
 
 
 @with_triton

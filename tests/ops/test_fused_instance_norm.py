@@ -6,16 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import (
-    assert_as_good_as_the_definition,
-    errors,
-    exact,
-    on_every_place,
-    random,
-    run,
-    spread,
-    with_triton,
-)
+from fused_cases import assert_as_good, errors, exact, on_every_place, random, run, spread, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
@@ -87,9 +78,7 @@ def test_low_precision_is_as_good_as_the_definition(
     leaves = [x.to(dtype), *(part.to(dtype) if both else part for part in weights)]
     gs = [g.to(dtype) for g in gs]
     definition = partial(naive_instance_norm, gelu=True)
-    assert_as_good_as_the_definition(
-        partial(operator, backend, True), definition, leaves, gs, backend=backend, device=device
-    )
+    assert_as_good(partial(operator, backend, True), definition, leaves, gs, backend=backend, device=device)
 
 
 @on_every_place

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fused_cases import (
     Operator,
-    assert_as_good_as_the_definition,
+    assert_as_good,
     errors,
     exact,
     on_every_place,
@@ -101,9 +101,7 @@ def test_low_precision_is_as_good_as_the_definition(
     (*maps, weight, bias), gs = case((2, 9, 33))
     leaves = [x.to(dtype) for x in maps] + [x.to(dtype) if both else x for x in (weight, bias)]
     gs = [g.to(dtype) for g in gs]
-    assert_as_good_as_the_definition(
-        partial(operator, backend), definition, leaves, gs, backend=backend, device=device
-    )
+    assert_as_good(partial(operator, backend), definition, leaves, gs, backend=backend, device=device)
 
 
 @on_every_place
