@@ -67,3 +67,14 @@ class ModelFileError(RWKVSegError):
 
 class OutputError(RWKVSegError):
     """A result that cannot be written."""
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    r"""What an error of another library says, on one line, at most `limit` characters of it.
+
+    Example:
+        >>> one_line(ValueError("two\nlines."))
+        'two lines'
+    """
+    text = " ".join(str(error).split()).rstrip(". ")
+    return text if len(text) <= limit else text[:limit].rstrip(". ") + " ..."

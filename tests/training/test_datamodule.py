@@ -1,5 +1,6 @@
 import pytest
 import torch
+from batch_cases import batches_of, equal
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,18 +19,6 @@ def make_data(folder, **training):
     recipe = Recipe.from_mapping(small_recipe(folder, **training))
     files, labels, split = open_recipe_data(recipe)
     return SegmentationData(files.cases, split, labels, recipe)
-
-
-def batches_of(data, epoch):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return [data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in loader]
-
-
-def equal(first, second):
-    return len(first) == len(second) and all(
-        torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a
-    )
 
 
 @given(

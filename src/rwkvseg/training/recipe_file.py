@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from rwkvseg.errors import RecipeError
+from rwkvseg.errors import RecipeError, one_line
 
 
 def _not_negative(workers: int | str) -> int | str:
@@ -90,7 +90,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
     except YAML_FAULTS as error:
         raise RecipeError(
-            f"the recipe {path} is not valid YAML: {_one_line(error)}. Mend that line."
+            f"the recipe {path} is not valid YAML: {one_line(error)}. Mend that line."
         ) from error
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds no keys. Start from one in recipes/.")
@@ -169,7 +169,3 @@ def _is_group(annotation: Any) -> bool:
 def _short(value: Any, limit: int = 120) -> str:
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= limit else text[:limit] + "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from rwkvseg.data.fingerprint_reader import take_fingerprint_of
 from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
-from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.errors import DataError, RecipeError, UsageError, one_line
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
@@ -154,8 +154,9 @@ def require_same_recipe(
     try:
         old = _flatten(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(recipe)))
     except (OSError, AttributeError, *YAML_FAULTS) as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
+        raise DataError(
+            f"cannot read {path}: {one_line(error)}. Start a new run with another --out."
+        ) from error
     new = _flatten(recipe.model_dump(mode="json"))
     # where data and split file lie may change; what they hold is checked by the cases' checksums.
     # Encoder weights are read at the start only
