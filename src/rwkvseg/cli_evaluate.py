@@ -1,23 +1,19 @@
-"""`rwkvseg evaluate`, and the table that every verb with scores prints."""
+"""`rwkvseg evaluate`: label maps scored against truths."""
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from rwkvseg.cli_console import say, show_table, told_cases, widen
+from rwkvseg.cli_console import say, show_summary, show_table, told_cases, widen
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.both import Both
     from rwkvseg.evaluation.protocols import Protocol
-    from rwkvseg.evaluation.summary import Summary
     from rwkvseg.inference.evaluate import Evaluation
 
 
@@ -78,7 +74,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    print_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
+    show_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
     _print_ends(console, result, result.report)
 
 
@@ -110,31 +106,3 @@ def _print_both(console: Console, both: "Both") -> None:
     show_table(console, told_cases(len(both.strict.cases)), headings, rows, words=["class"])
     for sentence in parting_sentences(both):
         say(console, sentence)
-
-
-def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
-    """Print the classes, their mean and the regions as a table."""
-    from rwkvseg.evaluation.summary import row_name
-
-    widen(console, 120)
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    hd95 = f"HD95 {summary.unit}"
-    for heading in ("DSC %", "95 % interval", hd95, "without missed", "missed", "false positive"):
-        table.add_column(heading, justify="right")
-    for row in summary.rows:
-        if row is summary.mean or row in summary.regions[:1]:
-            table.add_section()
-        interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
-        if math.isnan(row.dsc.low):  # of a single case
-            interval = "none"
-        outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
-        distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
-        table.add_row(
-            escape(row_name(row.name, row.label)),
-            f"{100 * row.dsc.mean:.2f}",
-            interval,
-            *distances,
-            *outcomes,
-        )
-    console.print(table)
