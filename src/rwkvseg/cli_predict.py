@@ -1,7 +1,8 @@
 """`rwkvseg predict`: label maps of images and volumes."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from rwkvseg.cli_options import (
 )
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
+
+if TYPE_CHECKING:
+    from rwkvseg.data.files import CaseFiles
 
 
 def predict(
@@ -55,15 +59,14 @@ def predict(
 
         rwkvseg predict -m runs/ct -i study --series 3 --format dicom-seg -o predictions
     """
-    from rwkvseg.data.layouts import find_inputs
-    from rwkvseg.inference.predict import find_part, predict_files, write_report_json
+    from rwkvseg.inference.predict import predict_files, write_report_json
     from rwkvseg.inference.predictor import Predictor
 
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
     if part is not None and series:
         raise UsageError("--part is of a run's split, --series of DICOM. Give one of them.")
     predictor = Predictor.from_file(model, device=device.value, options=options)
-    cases = list(find_inputs(inputs, series or ())) if part is None else find_part(inputs, model, part)
+    cases = _find_cases(inputs, series or (), model, part)
     console = Console()
     with progress_bar(console, "predicting", len(cases)) as advance:
         bar = CaseProgress(advance, len(cases))
@@ -80,8 +83,12 @@ def predict(
         )
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
-    seconds = sum(item.seconds for item in done)
-    say(
-        console,
-        f"{len(done)} label map{'s' * (len(done) != 1)} in {out}, {seconds:.1f} s on {predictor.device}",
-    )
+    made = f"{len(done)} label map{'s' * (len(done) != 1)} in {out}"
+    say(console, f"{made}, {sum(item.seconds for item in done):.1f} s on {predictor.device}")
+
+
+def _find_cases(inputs: Path, series: Sequence[str], model: Path, part: str | None) -> "list[CaseFiles]":
+    from rwkvseg.data.layouts import find_inputs
+    from rwkvseg.inference.predict import find_part
+
+    return list(find_inputs(inputs, series)) if part is None else find_part(inputs, model, part)
