@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkvseg.data.dicom_files import find_dicom, holds_dicom
-from rwkvseg.data.files import CaseFiles, group_channels, has_channel_numbers, list_images, require_folder
+from rwkvseg.data.files import (
+    CaseFiles,
+    group_channels,
+    has_channel_numbers,
+    list_images,
+    read_json,
+    require_folder,
+)
 from rwkvseg.data.io import VOLUME_SUFFIXES, case_id, case_suffix
 from rwkvseg.data.layout_detection import KNOWN, detect_layout
 from rwkvseg.data.nnunet_msd import has_channels_last, says_nnunet
@@ -108,7 +115,7 @@ def unlabelled(folder: Path, part: str | None = None, *, as_channels: bool | Non
     if has_channel_numbers(paths) and says:
         return [CaseFiles(case, channels, part=part) for case, channels in group_channels(paths).items()]
     names = [f"{part}_{case_id(path)}" if part else case_id(path) for path in paths]
-    last = volumes and has_channels_last(folder.parent)
+    last = volumes and has_channels_last(read_json(folder.parent / "dataset.json"))
     return [
         CaseFiles(name, (path,), part=part, channels_last=last)
         for name, path in zip(names, paths, strict=True)

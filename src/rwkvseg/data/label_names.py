@@ -51,6 +51,12 @@ def _as_value(value: Any) -> int:
 
 
 def channel_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """From nnU-Net's {"0": name}, or MSD's under the key modality."""
+    """From nnU-Net's {"0": name}, or MSD's under the key modality, in the order of the numbers.
+
+    >>> channel_names({"modality": {"1": "T2", "0": "FLAIR"}})
+    ('FLAIR', 'T2')
+    """
     named = settings.get("channel_names", settings.get("modality"))
-    return tuple(str(name) for name in named.values()) if isinstance(named, dict) and named else None
+    if not isinstance(named, dict) or not named:
+        return None
+    return tuple(str(named[key]) for key in sorted(named, key=lambda key: (len(key), key)))

@@ -54,7 +54,8 @@ def read_msd(root: Path) -> list[CaseFiles]:
     Raises:
         DataError: a damaged list, or files that are listed and not there, or do not pair up.
     """
-    listed, last = read_json(root / "dataset.json").get("training"), has_channels_last(root)
+    settings = read_json(root / "dataset.json")
+    listed, last = settings.get("training"), has_channels_last(settings)
     if not listed:
         return [replace(case, channels_last=last) for case in pair(*_training_folders(root))]
     if not isinstance(listed, list) or not all(map(_is_entry, listed)):
@@ -104,7 +105,7 @@ def _only_channels_pair(root: Path) -> bool:
     return has_channel_numbers(images) and not any(case_id(path) in labels for path in images)
 
 
-def has_channels_last(root: Path) -> bool:
+def has_channels_last(settings: Mapping[str, Any]) -> bool:
     """Whether dataset.json names several modalities, which MSD keeps along the fourth axis of its images."""
-    modality = read_json(root / "dataset.json").get("modality")
+    modality = settings.get("modality")
     return isinstance(modality, dict) and len(modality) > 1

@@ -20,9 +20,9 @@ from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.named_networks import named_networks
 from rwkvseg.inference.receptive_field import describe_field, receptive_field
 from rwkvseg.inference.resolution import fit_line, measure_sizes, spatial_dims
+from rwkvseg.models.rwkv_unet import STRIDE
 from rwkvseg.output import write_json
 
-STRIDE = 16
 SIDES = {2: (224, 256, 384, 512, 640, 768, 896, 1024), 3: (48, 64, 80, 96, 128, 160, 192)}
 MEASURED = ("macs", "milliseconds", "peak_bytes")
 

@@ -65,6 +65,12 @@ class Pairs:
         }
 
 
+def require_label_maps(folder: Path) -> None:
+    """Raise DataError where there is no such folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Give the folder that holds the label maps.")
+
+
 def pair_files(
     predictions: Path, truth: Path, images: Sequence[CaseFiles] = (), *, layout: str = "auto"
 ) -> Pairs:
@@ -76,8 +82,7 @@ def pair_files(
         DataError: no predictions, no truths, predictions without truth, or two truths of one case.
     """
     for folder in (predictions, truth):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder. Give the folder that holds the label maps.")
+        require_label_maps(folder)
     predicted = {case_id(path): path for path in list_images(predictions)}
     if not predicted:
         raise DataError(f"{predictions} holds no label maps. Run `rwkvseg predict` into it first.")
