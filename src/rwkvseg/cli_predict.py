@@ -88,7 +88,7 @@ def predict(
 
 
 def _find_cases(inputs: Path, series: Sequence[str], model: Path, part: str | None) -> "list[CaseFiles]":
-    from rwkvseg.data.layouts import find_inputs
+    from rwkvseg.data.inputs import find_inputs
     from rwkvseg.inference.predict import find_part
 
     return list(find_inputs(inputs, series)) if part is None else find_part(inputs, model, part)

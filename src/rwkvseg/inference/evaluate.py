@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.io import read_image
-from rwkvseg.data.layouts import find_inputs
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.regions import Regions, resolve_regions

@@ -7,10 +7,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from rwkvseg.data.files import MASK_ENDINGS, list_images, with_groups
+from rwkvseg.data.files import MASK_ENDINGS, CaseFiles, list_images, with_groups
+from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.io import case_id, read_label
 from rwkvseg.data.layout_detection import detect_layout
-from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data
+from rwkvseg.data.layouts import open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError
 from rwkvseg.inference.evaluation_context import Record, Spacing, digest_of

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
-from rwkvseg.data.files import read_json
-from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
-from rwkvseg.data.reading import read_geometry
+from rwkvseg.data.files import CaseFiles, read_json
+from rwkvseg.data.inputs import find_inputs
+from rwkvseg.data.layouts import open_data
+from rwkvseg.data.reading import read_case, read_geometry
 from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import draw_prediction, make_picture

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rwkvseg.data.augmentation import Numbers, augment_batch, draw_numbers
 from rwkvseg.data.case import Case
-from rwkvseg.data.layouts import CaseFiles, read_case
+from rwkvseg.data.files import CaseFiles
+from rwkvseg.data.reading import read_case
 from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import preprocess, sample_generator
 from rwkvseg.training.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rwkvseg.data.checksums import file_checksums
-from rwkvseg.data.layouts import CaseFiles
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split
 from rwkvseg.environment import describe_software
 

@@ -15,10 +15,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rwkvseg.data.files import name_some
+from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.image_folder import Picture, list_pictures, open_image_folder
 from rwkvseg.data.io import PICTURE_SUFFIXES
-from rwkvseg.data.layouts import CaseFiles
 from rwkvseg.data.pretraining import draw_mask, read_rgb, training_view, validation_view
 from rwkvseg.data.splits import PARTS
 from rwkvseg.data.transforms import sample_generator

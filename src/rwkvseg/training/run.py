@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import nn
 
 from rwkvseg import __version__
-from rwkvseg.data.layouts import DataFolder, read_case
+from rwkvseg.data.layouts import DataFolder
+from rwkvseg.data.reading import read_case
 from rwkvseg.data.splits import Split
 from rwkvseg.data.transforms import Preprocessing, normalise
 from rwkvseg.data.volumes import plan_grid

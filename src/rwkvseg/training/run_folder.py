@@ -20,8 +20,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.fingerprint_reader import take_fingerprint_of
-from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
+from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError, one_line
 from rwkvseg.evaluation.regions import resolve_regions

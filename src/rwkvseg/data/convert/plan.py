@@ -11,8 +11,9 @@ import numpy as np
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, name_some
+from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.layout_detection import detect_layout
-from rwkvseg.data.layouts import DataFolder, find_inputs, held_back, open_data
+from rwkvseg.data.layouts import DataFolder, held_back, open_data
 from rwkvseg.data.reading import label_values, read_case, read_case_label
 from rwkvseg.data.splits import read_split
 from rwkvseg.data.transunet import SLICE
