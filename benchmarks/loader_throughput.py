@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 
 from rwkvseg.data.augmentation import augment_batch
-from rwkvseg.training.datamodule import EpochSampler, SegmentationItems, make_loader
+from rwkvseg.training.items import SegmentationItems
+from rwkvseg.training.loader import EpochSampler, make_loader
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 from rwkvseg.training.volume_data import VolumeItems, with_intensity

@@ -7,7 +7,9 @@ from PIL import Image
 
 from rwkvseg.data.layouts import read_case
 from rwkvseg.data.transforms import preprocess
-from rwkvseg.training.datamodule import EpochSampler, SegmentationData, SegmentationItems
+from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.items import SegmentationItems
+from rwkvseg.training.loader import EpochSampler
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
 from rwkvseg.training.run import train

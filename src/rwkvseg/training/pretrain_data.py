@@ -22,7 +22,8 @@ from rwkvseg.data.pretraining import draw_mask, read_rgb, training_view, validat
 from rwkvseg.data.splits import PARTS
 from rwkvseg.data.transforms import sample_generator
 from rwkvseg.errors import DataError, RecipeError
-from rwkvseg.training.datamodule import Draw, make_loader, number_of_workers, sampler_of
+from rwkvseg.training.items import Draw
+from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
 from rwkvseg.training.pretrain_recipe import PictureSource, PretrainRecipe
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data, part_files
