@@ -70,11 +70,11 @@ class OutputError(RWKVSegError):
 
 
 def one_line(error: Exception, limit: int = 300) -> str:
-    r"""What an error of another library says, on one line, at most `limit` characters of it.
+    r"""What an error of another library says, on one line and not longer than `limit`; else its type.
 
     Example:
-        >>> one_line(ValueError("two\nlines."))
-        'two lines'
+        >>> one_line(ValueError("two\nlines.")), one_line(EOFError())
+        ('two lines', 'EOFError')
     """
-    text = " ".join(str(error).split()).rstrip(". ")
+    text = " ".join(str(error).split()).rstrip(". ") or type(error).__name__
     return text if len(text) <= limit else text[:limit].rstrip(". ") + " ..."

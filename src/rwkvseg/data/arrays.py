@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from rwkvseg.errors import DataError, MissingExtraError, UnreadableFileError
+from rwkvseg.errors import DataError, MissingExtraError, UnreadableFileError, one_line
 from rwkvseg.memory import available_memory, show_size
 from rwkvseg.output import write_atomically
 
@@ -92,7 +92,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dt
             yield array, tuple(array.shape), array.dtype
     except DAMAGE as error:
         raise UnreadableFileError(
-            f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"cannot decode {path}: {one_line(error)}. "
             "It is truncated, damaged or of another format; fetch or export it again."
         ) from error
 

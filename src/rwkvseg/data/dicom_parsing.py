@@ -56,9 +56,9 @@ def damage_named(path: Path) -> Iterator[None]:
     except RWKVSegError:
         raise
     except Exception as error:  # of damaged files pydicom raises whatever its parts raise
-        told = one_line(error, 200) or type(error).__name__
         raise UnreadableFileError(
-            f"cannot decode {path}: {told}. It is truncated, damaged or not DICOM; fetch or export it again."
+            f"cannot decode {path}: {one_line(error, 200)}. "
+            "It is truncated, damaged or not DICOM; fetch or export it again."
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from rwkvseg.errors import ModelFileError
+from rwkvseg.errors import ModelFileError, one_line
 from rwkvseg.models.weight_files import DAMAGE
 from rwkvseg.output import write_atomically
 
@@ -46,7 +46,7 @@ class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
                 loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         except DAMAGE as error:
             raise ModelFileError(
-                f"cannot resume from {path}: {' '.join(str(error).split())[:200] or type(error).__name__}. "
+                f"cannot resume from {path}: {one_line(error, 200)}. "
                 "Remove this file to start the run again from its beginning."
             ) from error
         return loaded
