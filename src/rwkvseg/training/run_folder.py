@@ -90,13 +90,22 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
         RecipeError: the recipe differs from the run's.
         DataError: split or files differ from the run's, or its description cannot be read.
     """
-    described = out / DESCRIPTION
-    if not described.exists():
+    if not holds_run(out, resume=resume):
         return
-    if not resume:
-        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
-    require_same_recipe(described, recipe)
+    require_same_recipe(out / DESCRIPTION, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
+
+
+def holds_run(out: Path, *, resume: bool) -> bool:
+    """Whether a run is there, which is to be resumed.
+
+    Raises:
+        UsageError: it is not to be resumed.
+    """
+    found = (out / DESCRIPTION).exists()
+    if found and not resume:
+        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
+    return found
 
 
 def describe_run(
