@@ -15,7 +15,7 @@ from rwkvseg.data.dicom import Series
 from rwkvseg.data.dicom_parsing import quiet, read_dataset
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError, one_line
-from rwkvseg.evaluation.pictures import class_colour
+from rwkvseg.evaluation.drawing import class_colour
 from rwkvseg.inference.model_file import ModelDescription
 from rwkvseg.output import write_atomically
 

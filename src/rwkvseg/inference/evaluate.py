@@ -9,9 +9,10 @@ import numpy as np
 from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.io import read_image
 from rwkvseg.errors import DataError, UsageError
+from rwkvseg.evaluation.pictures import Picture, make_picture, representative_cases
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.regions import Regions, resolve_regions
-from rwkvseg.evaluation.report import Picture, Section, make_picture, representative_cases, write_report
+from rwkvseg.evaluation.report import Section, write_report
 from rwkvseg.evaluation.score_files import write_csv, write_summary_csv, write_summary_json
 from rwkvseg.evaluation.summary import Summary, Unit, summarise
 from rwkvseg.inference.evaluation_context import Context, Grid, read_record

@@ -18,7 +18,8 @@ from rwkvseg.data.layouts import open_data
 from rwkvseg.data.reading import read_case, read_geometry
 from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
-from rwkvseg.evaluation.pictures import draw_prediction, make_picture
+from rwkvseg.evaluation.drawing import draw_prediction
+from rwkvseg.evaluation.pictures import make_picture
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
