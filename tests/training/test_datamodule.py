@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rwkvseg.data.layouts import read_case
-from rwkvseg.data.transforms import preprocess
+from rwkvseg.data.preprocessing import preprocess
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.items import SegmentationItems
 from rwkvseg.training.loader import EpochSampler

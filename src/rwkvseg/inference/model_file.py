@@ -15,7 +15,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from rwkvseg.data.transforms import Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import ModelFileError, RWKVSegError, one_line
 from rwkvseg.models.registry import create_model
 from rwkvseg.output import write_bytes, write_text

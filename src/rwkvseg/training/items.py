@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from rwkvseg.data.augmentation import Numbers, draw_numbers
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles
+from rwkvseg.data.preprocessing import preprocess
 from rwkvseg.data.reading import read_case
-from rwkvseg.data.transforms import preprocess, sample_generator
+from rwkvseg.data.transforms import sample_generator
 from rwkvseg.training.recipe import Recipe
 
 Draw = tuple[int, int]  # (pass through the items, position of the item)

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rwkvseg.data.transforms import Augmentation, Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
+from rwkvseg.data.transforms import Augmentation
 from rwkvseg.errors import UsageError
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.registry import list_models

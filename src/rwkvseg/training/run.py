@@ -12,9 +12,9 @@ from torch import nn
 
 from rwkvseg import __version__
 from rwkvseg.data.layouts import DataFolder
+from rwkvseg.data.preprocessing import Preprocessing, normalise
 from rwkvseg.data.reading import read_case
 from rwkvseg.data.splits import Split
-from rwkvseg.data.transforms import Preprocessing, normalise
 from rwkvseg.data.volumes import plan_grid
 from rwkvseg.errors import RecipeError
 from rwkvseg.inference.device import choose_device
