@@ -9,9 +9,6 @@ Two times are given: seconds on the clock, which suffer when other programs run,
 time, added over all threads.
 """
 
-import datetime
-import os
-import platform
 import statistics
 import sys
 import time
@@ -19,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import report
 from medpy.metric.binary import hd95
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, shift
 
 from rwkvseg.evaluation.metrics import hausdorff_95
-from rwkvseg.output import write_text
 
 SHAPE = (512, 512, 120)
 SPACING = (0.75, 0.75, 3.0)
@@ -76,20 +73,6 @@ def timed(function: Callable[[], float], repeats: int) -> tuple[float, float, fl
     return value, statistics.median(clock), statistics.median(processor)
 
 
-def hardware() -> str:
-    """Processor and number of cores, as the system names them."""
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        names = [
-            line.split(":")[1].strip()
-            for line in information.read_text().splitlines()
-            if "model name" in line
-        ]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def main() -> int:
     worst = check_small()
     if worst > TOLERANCE:
@@ -102,10 +85,11 @@ def main() -> int:
         print(f"{ours} and medpy's {theirs} differ by more than {TOLERANCE}: not timed")
         return 1
     ratios = [slow / fast for slow, fast in zip(their_times, our_times, strict=True)]
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     lines = [
-        f"# HD95, {today}, {hardware()}, load {load}",
+        "# HD95 against medpy",
+        "",
+        *report.header("cpu"),
+        f"- {report.load()}",
         "",
         f"Volume {' x '.join(map(str, SHAPE))}, spacing {SPACING} mm, {truth.sum():,} voxels of organ.",
         f"Largest difference from medpy: {abs(ours - theirs):.1e} mm here, {worst:.1e} on 200 small masks.",
@@ -116,13 +100,10 @@ def main() -> int:
         f"| rwkvseg, median of 9 | {ours:.4f} | {our_times[0]:.2f} | {ratios[0]:.0f} "
         f"| {our_times[1]:.2f} | {ratios[1]:.0f} |",
         "",
-        "Command: `python benchmarks/bench_hd95.py`",
-        "",
     ]
     table = "\n".join(lines)
     print(table)
-    machine = f"{platform.machine()}-{os.cpu_count()}cores"
-    write_text(Path(__file__).parent / "results" / f"{today}_hd95_{machine}.md", table)
+    report.save(Path(__file__).parent / "results", "hd95", "cpu", table)
     return 0
 
 

@@ -11,7 +11,6 @@ less. --profile adds the dearest operators.
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -91,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "|---|---|---|---|---|---|",
     ]
     lines += [measure(model, batch, options) for model in options.models for batch in options.batches]
-    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    lines += ["", f"Load of the machine over 1, 5, 15 minutes at the end: {busy}. Goal of nano: {GOAL}."]
+    lines += ["", f"- {report.load()}", f"- goal of nano: {GOAL} images a second"]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out is not None:

@@ -34,7 +34,7 @@ def median_seconds(step: Callable[[], object], device: str, repeats: int) -> flo
     return statistics.median(times)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,66 +49,76 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="print the ten dearest operators of a training step"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def steps_of(
+    network: torch.nn.Module, options: argparse.Namespace, device: str
+) -> tuple[Callable[[], torch.Tensor], Callable[[], None]]:
+    """A pass forward of random images, and a step of training on them."""
+    optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda")
+    image = torch.randn(options.batch, 3, options.size, options.size, device=device)
+    image = image.to(memory_format=torch.channels_last)
+    label = torch.randint(options.classes, (options.batch, options.size, options.size), device=device)
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=not options.float32):
+            return network(image)
+
+    def train_step() -> None:
+        loss = torch.nn.functional.cross_entropy(forward().float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return forward, train_step
+
+
+def print_dearest(step: Callable[[], None], device: str) -> None:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as record:
+        step()
+        synchronise(device)
+    key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    print(record.key_averages().table(sort_by=key, row_limit=22, max_name_column_width=60))
+
+
+def measure(model: str, options: argparse.Namespace, device: str) -> str:
+    """One row of the table."""
+    torch.manual_seed(0)
+    network = create_model(model, num_classes=options.classes)
+    network = network.to(device, memory_format=torch.channels_last)
+    if options.compile:
+        network.compile()
+    forward, train_step = steps_of(network, options, device)
+    started = time.perf_counter()
+    training = median_seconds(train_step, device, options.repeats)
+    first = time.perf_counter() - started - options.repeats * training
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    if options.profile:
+        print_dearest(train_step, device)
+    network.eval()
+    with torch.inference_mode():
+        inference = median_seconds(forward, device, options.repeats)
+    return (
+        f"{model:20s} training {options.batch / training:7.1f} img/s ({1e3 * training:6.1f} ms,"
+        f" peak {peak:.2f} GiB, warm-up {first:.0f} s)"
+        f"   inference {options.batch / inference:7.1f} img/s ({1e3 * inference:6.1f} ms)"
+    )
+
+
+def main() -> None:
+    options = parse()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
-    print(
-        f"{name}, torch {torch.__version__}, {arguments.size} x {arguments.size}, batch {arguments.batch}, ",
-        end="",
-    )
-    print(
-        "float32" if arguments.float32 else "bfloat16 autocast", "compiled" if arguments.compile else "eager"
-    )
-    for model in arguments.models:
-        torch.manual_seed(0)
-        network = create_model(model, num_classes=arguments.classes).to(
-            device, memory_format=torch.channels_last
-        )
-        if arguments.compile:
-            network.compile()
-        optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda")
-        image = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
-        image = image.to(memory_format=torch.channels_last)
-        label = torch.randint(
-            arguments.classes, (arguments.batch, arguments.size, arguments.size), device=device
-        )
-
-        def forward(network: torch.nn.Module = network, image: torch.Tensor = image) -> torch.Tensor:
-            with torch.autocast(device, torch.bfloat16, enabled=not arguments.float32):
-                return network(image)
-
-        def train_step(
-            forward: Callable[[], torch.Tensor] = forward,
-            optimizer: torch.optim.Optimizer = optimizer,
-            label: torch.Tensor = label,
-        ) -> None:
-            loss = torch.nn.functional.cross_entropy(forward().float(), label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-        started = time.perf_counter()
-        training = median_seconds(train_step, device, arguments.repeats)
-        first = time.perf_counter() - started - (arguments.repeats) * training
-        peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
-        if arguments.profile:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-            with profile(activities=activities) as record:
-                train_step()
-                synchronise(device)
-            key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
-            print(record.key_averages().table(sort_by=key, row_limit=22, max_name_column_width=60))
-        network.eval()
-        with torch.inference_mode():
-            inference = median_seconds(forward, device, arguments.repeats)
-        print(
-            f"{model:20s} training {arguments.batch / training:7.1f} img/s ({1e3 * training:6.1f} ms,"
-            f" peak {peak:.2f} GiB, warm-up {first:.0f} s)"
-            f"   inference {arguments.batch / inference:7.1f} img/s ({1e3 * inference:6.1f} ms)"
-        )
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    precision = "float32" if options.float32 else "bfloat16 autocast"
+    how = "compiled" if options.compile else "eager"
+    size = f"{options.size} x {options.size}, batch {options.batch}"
+    print(f"{name}, torch {torch.__version__}, {size}, {precision} {how}")
+    for model in options.models:
+        print(measure(model, options, device))
 
 
 if __name__ == "__main__":

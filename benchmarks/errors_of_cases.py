@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rwkvseg.data.io import read_label
-from rwkvseg.evaluation.pictures import draw_overlay, make_picture
+from rwkvseg.evaluation.drawing import draw_overlay
+from rwkvseg.evaluation.pictures import make_picture
 
 
 def error_map(prediction: Path, truth: Path) -> np.ndarray:

@@ -12,11 +12,9 @@ differs from medpy's by more than 1e-4, or where the processor time on all threa
 
 import argparse
 import csv
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import report
+from command import Cost, run_command
 from medpy.metric.binary import dc, hd95
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
@@ -87,25 +86,6 @@ def make_case(number: int, folder: Path, shape: Sequence[int]) -> None:
         nibabel.save(nibabel.Nifti1Image(labels, affine), folder / what / f"case{number:04d}.nii.gz")
 
 
-def evaluate(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Run the command in a process: seconds on the clock, of the processor, and GiB at the peak."""
-    command = [sys.executable, "-m", "rwkvseg.cli", "evaluate", "--protocol", options.protocol]
-    command += ["-p", str(folder / "predictions"), "-t", str(folder / "truth"), "-o", str(folder / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    started = time.perf_counter()
-    with (folder / "log").open("wb") as log:
-        actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)]
-        process = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
-        _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"evaluate failed: {(folder / 'log').read_text().strip()}")
-    return {
-        "clock": time.perf_counter() - started,
-        "processor": used.ru_utime + used.ru_stime,
-        "peak": used.ru_maxrss / 2**20,
-    }
-
-
 def difference_from_medpy(folder: Path, name: str, value: int, scores: Path, unit: str) -> float:
     """Largest difference of Dice and HD95 of one structure from medpy's."""
     with scores.open(encoding="utf-8") as file:
@@ -117,24 +97,23 @@ def difference_from_medpy(folder: Path, name: str, value: int, scores: Path, uni
     return max(abs(float(row["dsc"]) - theirs[0]), abs(float(row[f"hd95_{unit}"]) - theirs[1]))
 
 
-def table(options: argparse.Namespace, found: Mapping[str, float], megabytes: float) -> list[str]:
+def table(options: argparse.Namespace, cost: Cost, difference: float, megabytes: float) -> list[str]:
     """Lines of the table, and what it was measured on."""
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     size = " x ".join(map(str, options.shape))
-    each = found["processor"] / options.cases
+    each = cost.processor / options.cases
     return [
         f"# `rwkvseg evaluate` on {options.cases} volumes of {size} with {len(ORGANS)} organs",
         "",
         *report.header("cpu"),
-        f"- load of the machine over 1, 5, 15 minutes at the end: {load}; threads: {options.threads}",
+        f"- {report.load()}; threads: {options.threads}",
         f"- files: {2 * options.cases} NIfTI, gzip, {megabytes:.1f} MB together; no images beside them",
         f"- protocol {options.protocol}; all metrics, CSV, JSON and the HTML report with pictures",
-        f"- liver of case0001: Dice and HD95 differ from medpy's by at most {found['difference']:.1e}",
+        f"- liver of case0001: Dice and HD95 differ from medpy's by at most {difference:.1e}",
         "",
         "| volumes | clock (s) | processor (s) | processor (s) a volume | peak memory (GiB) |",
         "|---|---|---|---|---|",
-        f"| {options.cases} | {found['clock']:.1f} | {found['processor']:.1f} | {each:.2f} "
-        f"| {found['peak']:.2f} |",
+        f"| {options.cases} | {cost.clock:.1f} | {cost.processor:.1f} | {each:.2f} "
+        f"| {cost.peak / 2**30:.2f} |",
         "",
     ]
 
@@ -155,15 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ProcessPoolExecutor(options.threads) as pool:
             list(pool.map(partial(make_case, folder=folder, shape=options.shape), range(options.cases)))
         megabytes = sum(path.stat().st_size for path in folder.glob("*/*.nii.gz")) / 1e6
-        found = evaluate(folder, options)
+        files = ["-p", str(folder / "predictions"), "-t", str(folder / "truth"), "-o", str(folder / "out")]
+        cost = run_command(["evaluate", "--protocol", options.protocol, *files], threads=options.threads)
         unit = "mm" if options.protocol == "strict" else "px"
         liver = list(ORGANS).index("liver") + 1
-        found["difference"] = difference_from_medpy(
-            folder, "case0001", liver, folder / "out" / "scores.csv", unit
-        )
-    lines = table(options, found, megabytes)
+        difference = difference_from_medpy(folder, "case0001", liver, folder / "out" / "scores.csv", unit)
+    lines = table(options, cost, difference, megabytes)
     print("\n".join(lines))
-    if found["difference"] > TOLERANCE or found["processor"] > options.limit:
+    if difference > TOLERANCE or cost.processor > options.limit:
         print(f"differs from medpy by more than {TOLERANCE}, or takes longer than {options.limit} s")
         return 1
     report.save(options.out, "evaluate_synapse_size", "cpu", "\n".join(lines))

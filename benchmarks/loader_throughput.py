@@ -28,7 +28,8 @@ import torch
 from PIL import Image
 
 from rwkvseg.data.augmentation import augment_batch
-from rwkvseg.training.datamodule import EpochSampler, SegmentationItems, make_loader
+from rwkvseg.training.items import SegmentationItems
+from rwkvseg.training.loader import EpochSampler, make_loader
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
 from rwkvseg.training.run_folder import open_recipe_data
@@ -170,8 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = Recipe.from_file(Path(file), changes=changes)
             rows += rows_of(recipe.name, Path(folder), recipe, options)
     device = options.device.type
-    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    text = "\n".join(_lines(rows, device, busy, options)) + "\n"
+    text = "\n".join(_lines(rows, device, options)) + "\n"
     if options.out is not None:
         report.save(options.out, "loader_throughput", device, text)
     print(f"\n{text}")
@@ -185,14 +185,14 @@ def _generated(folder: Path) -> list[tuple[str, str]]:
     return [(str(RECIPES / recipe), str(folder / kind)) for recipe, kind in names.items()]
 
 
-def _lines(rows: Sequence[str], device: str, busy: str, options: argparse.Namespace) -> list[str]:
+def _lines(rows: Sequence[str], device: str, options: argparse.Namespace) -> list[str]:
     source = "the data named in the command" if options.data else "made-up data of the real sizes"
     return [
         "# Items a second of the loader alone",
         "",
         *report.header(device),
         f"- processor cores: {os.cpu_count()}; threads of the main process: {options.threads}; {source}",
-        f"- load of the machine over 1, 5, 15 minutes at the end: {busy}",
+        f"- {report.load()}",
         f"- need: {NEED[2]} pictures of 256 x 256, {NEED[3]} patches a second (tiny networks on one H200)",
         "",
         "| recipe | items | batch | workers | items/s | of the need | CPU ms an item | GiB | GiB for cases |",

@@ -11,10 +11,7 @@ or where the label map does not lie on the file's grid.
 """
 
 import argparse
-import os
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +19,7 @@ import nibabel
 import numpy as np
 import report
 import torch
+from command import Cost, run_command
 from numpy.typing import NDArray
 
 from rwkvseg import __version__
@@ -87,22 +85,12 @@ def description(options: argparse.Namespace, spacing: float | Sequence[float]) -
     )
 
 
-def predict(folder: Path, options: argparse.Namespace) -> tuple[float, int, str]:
-    """Run the command in a process: seconds, peak of resident bytes, what it printed."""
-    command = [sys.executable, "-m", "rwkvseg.cli", "predict", "--device", "cpu"]
-    command += ["-m", str(folder / "model"), "-i", str(folder / "scan.nii.gz"), "-o", str(folder / "out")]
-    command += ["--overlap", str(options.overlap), "--max-memory", options.max_memory]
-    command += ["--mirror"] if options.mirror else []
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    started = time.perf_counter()
-    with (folder / "log").open("wb") as log:
-        actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)]
-        process = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
-        _, status, used = os.wait4(process, 0)
-    said = (folder / "log").read_text().strip()
-    if status:
-        raise SystemExit(f"predict failed: {said}")
-    return time.perf_counter() - started, used.ru_maxrss * 1024, said
+def predict(folder: Path, options: argparse.Namespace) -> Cost:
+    """Run the command in a process of its own."""
+    arguments = ["predict", "--device", "cpu", "--max-memory", options.max_memory]
+    arguments += ["-m", str(folder / "model"), "-i", str(folder / "scan.nii.gz"), "-o", str(folder / "out")]
+    arguments += ["--overlap", str(options.overlap), *(["--mirror"] if options.mirror else [])]
+    return run_command(arguments, threads=options.threads)
 
 
 def plan_rows(folder: Path, options: argparse.Namespace, spacings: Sequence[float]) -> tuple[list[str], int]:
@@ -148,7 +136,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def table(options: argparse.Namespace, rows: list[str], result: list[str]) -> str:
     """Text of the report."""
     mirroring = "on" if options.mirror else "off"
-    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     lines = [
         f"# `rwkvseg predict` on a volume of {by(options.shape)} voxels, on CPU cores",
         "",
@@ -156,7 +143,7 @@ def table(options: argparse.Namespace, rows: list[str], result: list[str]) -> st
         f"- file: int16, {by(FILE_SPACING)} mm, oblique, LPS order",
         f"- network: {options.model}, {options.classes} classes, random weights",
         f"- windows: {by(options.patch)}, overlap {options.overlap}, mirroring {mirroring}",
-        f"- load of the machine over 1, 5, 15 minutes at the end: {busy}",
+        f"- {report.load()}",
         "",
         *result,
         "",
@@ -180,19 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         network = create_model(options.model, in_channels=1, num_classes=options.classes)
         save_model(folder / "model", network, description(options, options.spacing))
         rows, planned = plan_rows(folder, options, OTHERS)
-        seconds, peak, said = predict(folder, options)
+        cost = predict(folder, options)
         written = nibabel.load(folder / "out" / "scan.nii.gz")
         overlays = written.shape == shape and np.allclose(written.affine, oblique_affine(shape), atol=1e-4)
     result = [
-        f"**Peak of resident memory {show_size(peak)}**, allowed {options.max_memory}, planned "
-        f"{show_size(planned)}. **{seconds:.0f} s** in all, with reading and writing.",
+        f"**Peak of resident memory {show_size(cost.peak)}**, allowed {options.max_memory}, planned "
+        f"{show_size(planned)}. **{cost.clock:.0f} s** in all, with reading and writing.",
         f"The label map {'lies' if overlays else 'DOES NOT LIE'} on the file's grid.",
     ]
     text = table(options, rows, result)
-    print(said, text, sep="\n\n")
+    print(cost.said, text, sep="\n\n")
     if options.out is not None:
         report.save(options.out, "large_volume", "cpu", text)
-    return 0 if overlays and peak <= min(planned, parse_size(options.max_memory)) else 1
+    return 0 if overlays and cost.peak <= min(planned, parse_size(options.max_memory)) else 1
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def header(device: str) -> list[str]:
     ]
 
 
+def load() -> str:
+    """Say how busy the machine has been; other work on it spoils a time."""
+    loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    return f"load of the machine over 1, 5, 15 minutes at the end: {loads}"
+
+
 def command() -> str:
     """Return the command line without the paths of this machine."""
     words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv[1:]]

@@ -24,8 +24,8 @@ import torch
 from rwkvseg.memory import show_size
 from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.losses import SegmentationLoss
-from rwkvseg.training.module import laid_out
 from rwkvseg.training.plan_memory import MIXED, Candidate, estimate_memory
+from rwkvseg.training.recipe_module import laid_out
 
 ANISOTROPIC = (("strides", ((2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))),)
 TWICE = (("gradient_checkpointing", True),)

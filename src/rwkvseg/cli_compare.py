@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from rwkvseg.cli_console import say, show_table, widen
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.compare import Comparison
@@ -59,7 +59,7 @@ def compare(
         return
     _print(comparison)
     for path in written:
-        Console().print(f"pictures: {path}", markup=False, highlight=False, soft_wrap=True)
+        say(Console(), f"pictures: {path}")
 
 
 def _write_pictures(comparison: "Comparison", cases: list[str], out: Path, images: Path | None) -> list[Path]:
@@ -80,19 +80,13 @@ def _print(comparison: "Comparison") -> None:
     from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
 
     console = Console()
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, 120)
+    widen(console, 120)
     first = comparison.runs[0]
     tables = {f"{len(first.cases)} cases": result_table(comparison)} | {
         f"{metric.upper()}: difference from {first.label}": difference_table(comparison, metric)
         for metric in METRICS
     }
     for title, (headings, rows) in tables.items():
-        table = Table(title=escape(title), title_justify="left")
-        for heading in headings:
-            table.add_column(escape(heading), justify="left" if heading in ("class", "run") else "right")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        show_table(console, title, headings, rows, words=["class", "run"])
     for sentence in notes(comparison):
         console.print(sentence, markup=False, highlight=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rwkvseg.cli_console import say
 from rwkvseg.cli_options import FoldOption
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
@@ -80,13 +81,13 @@ def _tell(console: Console, result: "Converted") -> None:
     """Print what was made and what was lost."""
     parts = ", ".join(f"{part} {number}" for part, number in result.parts.items() if part)
     resumed = f", {result.resumed} of them before" if result.resumed else ""
-    _say(console, f"{result.folder}: {result.cases} cases{f' ({parts})' if parts else ''}{resumed}")
+    say(console, f"{result.folder}: {result.cases} cases{f' ({parts})' if parts else ''}{resumed}")
     for line in result.lost:
-        _say(console, f"lost in {line}")
+        say(console, f"lost in {line}")
     for line in result.notes:
-        _say(console, f"note: {line}")
+        say(console, f"note: {line}")
     if not result.lost:
-        _say(console, "nothing was lost")
+        say(console, "nothing was lost")
 
 
 def _labels(texts: list[str] | None) -> dict[str, int] | None:
@@ -108,7 +109,3 @@ def _labels(texts: list[str] | None) -> dict[str, int] | None:
     if len(set(labels.values())) < len(labels):
         raise UsageError(f"two labels share a value: {labels}. Give each its own.")
     return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

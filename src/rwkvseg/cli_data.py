@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_console import say, told_cases
 from rwkvseg.cli_convert import convert
-from rwkvseg.cli_options import FoldOption, told_cases
+from rwkvseg.cli_options import DataFolderArgument, FoldOption, JsonListOption
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLES_SHOWN = 3
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A data set of `rwkvseg data list`.")]
 
 data_app = typer.Typer(
     help="Look at data folders, convert them, and tell what is known of public data sets.",
@@ -31,7 +34,7 @@ data_app = typer.Typer(
 
 @data_app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.")],
+    folder: DataFolderArgument,
     split: Annotated[
         Path | None, typer.Option(help="Split file to look for leaks in [default: the folder's own parts].")
     ] = None,
@@ -61,9 +64,7 @@ def verify(
 
 
 @data_app.command("list")
-def list_datasets(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
-) -> None:
+def list_datasets(as_json: JsonListOption = False) -> None:
     """List the public data sets whose labels, layout and split are known here.
 
     Example:
@@ -83,12 +84,12 @@ def list_datasets(
         table.add_row(dataset.name, escape(what), str(dataset.dimensions), dataset.told("parts"), files)
     console = Console()
     console.print(table)
-    _say(console, "rwkvseg data info NAME tells the rest.")
+    say(console, "rwkvseg data info NAME tells the rest.")
 
 
 @data_app.command()
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `rwkvseg data list`.")],
+    name: NameArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object; null: not verified.")] = False,
 ) -> None:
     """Tell labels, layout, split, citation and licence of a public data set, and where to get it.
@@ -109,12 +110,12 @@ def info(
     console = Console()
     for field in fields(dataset):
         if field.name != "unverified":
-            _say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
+            say(console, f"{field.name.replace('_', ' ') + ':':<12} {dataset.told(field.name)}")
 
 
 @data_app.command()
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `rwkvseg data list`.")],
+    name: NameArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to put the data's folder in.")],
 ) -> None:
     """Fetch a public data set from its owners' open link, where there is one; a broken download goes on.
@@ -134,10 +135,10 @@ def download(
         )
     console = Console()
     for field in ("licence", "citation"):
-        _say(console, f"{field + ':':<9} {dataset.told(field)}")
+        say(console, f"{field + ':':<9} {dataset.told(field)}")
     with progress_bar(Console(stderr=True), f"fetching {name}") as advance:
         folder = fetch(dataset.download, out, advance)
-    _say(console, f"data:     {folder}")
+    say(console, f"data:     {folder}")
 
 
 data_app.command()(convert)
@@ -157,7 +158,7 @@ def _print_findings(console: Console, result: "Verification") -> None:
             row = (kind.replace("_", " "), str(len(findings)), _tell(findings), _cures(findings))
             table.add_row(f"[{colour}]{severity}[/{colour}]", *row)
         console.print(table)
-    _say(console, _summary(result))
+    say(console, _summary(result))
 
 
 def _summary(result: "Verification") -> str:
@@ -184,7 +185,3 @@ def _tell(findings: "list[Finding]") -> str:
 
 def _cures(findings: "list[Finding]") -> str:
     return "\n".join(dict.fromkeys(escape(finding.cure) for finding in findings[:EXAMPLES_SHOWN]))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

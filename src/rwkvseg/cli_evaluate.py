@@ -1,23 +1,19 @@
-"""`rwkvseg evaluate`, and the table that every verb with scores prints."""
+"""`rwkvseg evaluate`: label maps scored against truths."""
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from rwkvseg.cli_options import told_cases
+from rwkvseg.cli_console import say, show_summary, show_table, told_cases, widen
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.both import Both
     from rwkvseg.evaluation.protocols import Protocol
-    from rwkvseg.evaluation.summary import Summary
     from rwkvseg.inference.evaluate import Evaluation
 
 
@@ -78,7 +74,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    print_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
+    show_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
     _print_ends(console, result, result.report)
 
 
@@ -96,59 +92,17 @@ def _evaluate_both(
 def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: bool = True) -> None:
     if result.not_predicted:
         some = ", ".join(result.not_predicted[:5])
-        _say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
+        say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
     for warning in result.context.warnings if warn else ():
         typer.echo(f"warning: {warning}", err=True)
-    _say(console, f"report: {report}")
+    say(console, f"report: {report}")
 
 
 def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
-    _widen(console, 160)
-    table = Table(title=told_cases(len(both.strict.cases)), title_justify="left")
-    heads, rows = side_by_side(both)
-    for heading in heads:
-        table.add_column(escape(heading), justify="left" if heading == "class" else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    widen(console, 160)
+    headings, rows = side_by_side(both)
+    show_table(console, told_cases(len(both.strict.cases)), headings, rows, words=["class"])
     for sentence in parting_sentences(both):
-        _say(console, sentence)
-
-
-def print_summary(console: Console, summary: "Summary", *, title: str) -> None:
-    """Print the classes, their mean and the regions as a table."""
-    from rwkvseg.evaluation.summary import row_name
-
-    _widen(console, 120)
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    hd95 = f"HD95 {summary.unit}"
-    for heading in ("DSC %", "95 % interval", hd95, "without missed", "missed", "false positive"):
-        table.add_column(heading, justify="right")
-    for row in summary.rows:
-        if row is summary.mean or row in summary.regions[:1]:
-            table.add_section()
-        interval = f"{100 * row.dsc.low:.2f} to {100 * row.dsc.high:.2f}"
-        if math.isnan(row.dsc.low):  # of a single case
-            interval = "none"
-        outcomes = (str(row.outcomes["missed"]), str(row.outcomes["false_positive"]))
-        distances = (f"{row.hd95.mean:.2f}", f"{row.hd95_found.mean:.2f}")
-        table.add_row(
-            escape(row_name(row.name, row.label)),
-            f"{100 * row.dsc.mean:.2f}",
-            interval,
-            *distances,
-            *outcomes,
-        )
-    console.print(table)
-
-
-def _widen(console: Console, columns: int) -> None:
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, columns)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, sentence)

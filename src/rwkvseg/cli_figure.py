@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from rwkvseg.cli_console import say
 from rwkvseg.cli_options import Device, DeviceOption
 from rwkvseg.progress import progress_bar
 
@@ -56,7 +57,7 @@ def erf(
             device=device.value,
             on_image=advance,
         )
-    _say(console, out, written)
+    _say_files(console, out, written)
 
 
 @figure_app.command()
@@ -86,7 +87,7 @@ def resolution(
         written = figure_of_sizes(
             model, out, sizes=chosen, repeats=repeats, seed=seed, device=device.value, on_step=advance
         )
-    _say(console, out, written)
+    _say_files(console, out, written)
 
 
 @figure_app.command()
@@ -104,9 +105,9 @@ def pareto(
     """
     from rwkvseg.inference.figures import figure_of_runs
 
-    _say(Console(), out, figure_of_runs(runs, out, part=part))
+    _say_files(Console(), out, figure_of_runs(runs, out, part=part))
 
 
-def _say(console: Console, out: Path, numbers: Any) -> None:
+def _say_files(console: Console, out: Path, numbers: Any) -> None:
     for name, path in (("figure: ", out), ("numbers:", numbers)):
-        console.print(f"{name} {path}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{name} {path}")

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_console import say, show_table, told_cases, widen
+from rwkvseg.cli_options import DataFolderArgument, JsonOption
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -25,11 +27,11 @@ WORDS = ("name", "channel", "region")
 
 
 def fingerprint(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.")],
+    folder: DataFolderArgument,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for fingerprint.json and plots.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Sizes, spacings, intensities and classes of a data folder; exit code 1 if cases cannot be read.
 
@@ -51,8 +53,7 @@ def fingerprint(
     if found.unreadable:
         for case in found.unreadable[:SHOWN]:
             typer.echo(f"not read: {case.why}", err=True)
-        number = len(found.unreadable)
-        what = f"{number} case{'s' * (number > 1)} could not be read"
+        what = f"{told_cases(len(found.unreadable))} could not be read"
         typer.echo(f"{what}; `rwkvseg data verify {shlex.quote(str(folder))}` tells more.", err=True)
         sys.exit(1)
 
@@ -61,19 +62,13 @@ def _print(found: "Fingerprint") -> None:
     from rwkvseg.data.fingerprint_text import class_rows, intensity_rows, overview
 
     console = Console()
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, 140)
+    widen(console, 140)
     first = Table(title=escape(str(found.folder.root)), title_justify="left", show_header=False)
     for row in overview(found):
         first.add_row(*map(escape, row))
     console.print(first)
     for title, rows in (("classes", class_rows(found)), ("intensities", intensity_rows(found))):
-        table = Table(title=title, title_justify="left")
-        for heading in TABLES[title]:
-            table.add_column(heading, justify="left" if heading in WORDS else "right")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        show_table(console, title, TABLES[title], rows, words=WORDS)
 
 
 def _write(found: "Fingerprint", out: Path, *, quiet: bool) -> None:
@@ -84,4 +79,4 @@ def _write(found: "Fingerprint", out: Path, *, quiet: bool) -> None:
         write_bytes(out / name, picture)
     write_json(out / "fingerprint.json", found.as_object())
     if not quiet:
-        Console().print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
+        say(Console(), f"written: {out}")

@@ -44,6 +44,9 @@ class Variant(StrEnum):
     base = "base"
 
 
+DataFolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one object.")]
+JsonListOption = Annotated[bool, typer.Option("--json", help="Print a list of objects.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 DataOption = Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")]
 RunOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")]
@@ -119,8 +122,3 @@ def volume_options(overlap: float, *, mirror: bool, max_memory: str | None) -> "
         mirror=(0, 1, 2) if mirror else (),
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
-
-
-def told_cases(number: int) -> str:
-    """Number of cases, in words."""
-    return f"{number} case{'s' * (number != 1)}"

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.cli_console import say, widen
+from rwkvseg.cli_options import DataFolderArgument, JsonOption
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class PlannedVariant(StrEnum):
 
 
 def plan(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder.")],
+    folder: DataFolderArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path("recipe.yaml"),
     gpu_memory: Annotated[
         str | None, typer.Option(help="Of the GPU to train on [default: that of the GPU here, else 8G].")
@@ -43,7 +45,7 @@ def plan(
     variant: Annotated[PlannedVariant | None, typer.Option(help="Of the network [default: tiny].")] = None,
     seed: Annotated[int, typer.Option(help="Of split and training.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Propose a recipe for a data folder: network, grid, patch, batch, split; `train` takes it as it is.
 
@@ -90,8 +92,7 @@ def _object(planned: "Plan", files: list[Path]) -> dict[str, object]:
 
 def _print(planned: "Plan", files: list[Path]) -> None:
     console = Console()
-    if not console.is_terminal:  # a file has no edge to break lines at
-        console.width = max(console.width, 140)
+    widen(console, 140)
     table = Table(show_lines=False)
     for heading in ("key", "value", "why"):
         table.add_column(heading, overflow="fold")
@@ -104,4 +105,4 @@ def _print(planned: "Plan", files: list[Path]) -> None:
         *(f"written: {path}" for path in files),
         f"now: rwkvseg train {shlex.quote(str(files[-1]))}",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)

@@ -67,3 +67,14 @@ class ModelFileError(RWKVSegError):
 
 class OutputError(RWKVSegError):
     """A result that cannot be written."""
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    r"""What an error of another library says, on one line and not longer than `limit`; else its type.
+
+    Example:
+        >>> one_line(ValueError("two\nlines.")), one_line(EOFError())
+        ('two lines', 'EOFError')
+    """
+    text = " ".join(str(error).split()).rstrip(". ") or type(error).__name__
+    return text if len(text) <= limit else text[:limit].rstrip(". ") + " ..."

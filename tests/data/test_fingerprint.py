@@ -284,3 +284,10 @@ def test_memory_does_not_grow_with_the_cases(tmp_path):
     volume = 64 * 48 * 40 * 4
     # 18 more cases would be 18 volumes; what is kept of each is 2 x 10,000 values of the 122,880
     assert peaks[1] - peaks[0] < 18 * 4 * 35_000 < 18 * volume / 3
+
+
+def test_labels_json_names_the_channels_of_layouts_without_dataset_json(tmp_path):
+    write_pictures(tmp_path, 3, (9, 8, 3))
+    names = {"2": "blue", "0": "red", "1": "green"}
+    (tmp_path / "labels.json").write_text(json.dumps({"channel_names": names}))
+    assert take_fingerprint(tmp_path).modality == ("red", "green", "blue")

@@ -214,7 +214,7 @@ def test_bad_settings_are_refused(change):
 def test_reading_and_preprocessing_load_nothing_heavy():
     code = (
         "import sys, rwkvseg.data; heavy = {'torch', 'monai', 'lightning', 'matplotlib'}; "
-        "print(heavy & set(sys.modules)); import rwkvseg.data.transforms; print(heavy & set(sys.modules))"
+        "print(heavy & set(sys.modules)); import rwkvseg.data.preprocessing; print(heavy & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["set()", "set()"]

@@ -8,8 +8,8 @@ import pytest
 from rwkvseg.data.datasets import DATASETS
 from rwkvseg.data.layouts import find_inputs, open_data, read_case
 from rwkvseg.data.listing import list_folder
+from rwkvseg.data.preprocessing import Preprocessing, preprocess
 from rwkvseg.data.splits import make_split, read_split
-from rwkvseg.data.transforms import Preprocessing, preprocess
 
 pytestmark = pytest.mark.shared_data
 

@@ -7,14 +7,8 @@ import pytest
 from PIL import Image
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.evaluation.pictures import (
-    CLASS_COLOURS,
-    ERROR_COLOURS,
-    Picture,
-    draw_overlay,
-    make_picture,
-    representative_cases,
-)
+from rwkvseg.evaluation.drawing import CLASS_COLOURS, ERROR_COLOURS, draw_overlay
+from rwkvseg.evaluation.pictures import Picture, make_picture, representative_cases
 from rwkvseg.evaluation.protocols import ClassScore
 
 

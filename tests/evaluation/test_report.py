@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from rwkvseg.errors import OutputError
+from rwkvseg.evaluation.pictures import make_picture, representative_cases
 from rwkvseg.evaluation.plots import distribution_plot
 from rwkvseg.evaluation.protocols import score_case
-from rwkvseg.evaluation.report import make_picture, representative_cases, write_report
+from rwkvseg.evaluation.report import write_report
 from rwkvseg.evaluation.report_text import further_heading
 from rwkvseg.evaluation.summary import summarise
 

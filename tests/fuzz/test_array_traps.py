@@ -11,7 +11,7 @@ from harness import refused
 from readers import GRID, NOISE, numbered
 
 from dicom_cases import write_multi_frame, write_picture, write_series
-from rwkvseg.data.arrays import array_shape
+from rwkvseg.data.arrays import array_header
 from rwkvseg.data.io import read_image, read_label
 from rwkvseg.data.layouts import find_inputs, read_case
 
@@ -83,7 +83,7 @@ def test_a_zip_directory_may_not_lie(tmp_path):
     content[at + 24 : at + 28] = struct.pack("<I", 2**32 - 2)
     path.write_bytes(content)
     assert "claims" in refused(path, read_image)
-    refused(path, array_shape)
+    refused(path, array_header)
 
 
 def h5_file(path, make):

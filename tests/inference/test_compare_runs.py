@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from rwkvseg.errors import DataError
+from rwkvseg.evaluation.drawing import class_colour
 from rwkvseg.evaluation.evaluations import read_evaluations
-from rwkvseg.evaluation.pictures import class_colour
 from rwkvseg.inference.compare import read_compared
 from rwkvseg.inference.evaluate import evaluate
 from small import files_below

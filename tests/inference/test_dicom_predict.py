@@ -22,7 +22,7 @@ from dicom_cases import Grid, assert_lies_right, lps, write_multi_frame, write_p
 from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import DataError, MissingExtraError, UsageError
-from rwkvseg.evaluation.pictures import class_colour
+from rwkvseg.evaluation.drawing import class_colour
 from rwkvseg.inference.dicom_seg import write_dicom_seg
 from rwkvseg.inference.evaluate import evaluate
 from rwkvseg.inference.model_file import Architecture, ModelDescription

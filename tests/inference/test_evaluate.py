@@ -11,7 +11,8 @@ from PIL import Image
 from rwkvseg.data.layouts import open_data
 from rwkvseg.errors import DataError, GeometryError, LabelError, OutputError
 from rwkvseg.evaluation.metrics import dice, hausdorff_95
-from rwkvseg.inference.evaluate import evaluate, pair_files
+from rwkvseg.inference.evaluate import evaluate
+from rwkvseg.inference.pairs import pair_files
 from small import files_below
 
 SHAPE = (9, 13)
@@ -121,16 +122,17 @@ def test_truths_are_found_by_id(folders, ending):
     root, _, _ = folders
     for case in "abc":
         (root / "truth" / f"{case}.png").rename(root / "truth" / f"{case}{ending}.png")
-    pairs, missing, labels = pair_files(root / "pred", root / "truth")
-    assert [(pair.case, pair.truth.name) for pair in pairs] == [(c, f"{c}{ending}.png") for c in "abc"]
-    assert (missing, labels) == ([], None)
+    found = pair_files(root / "pred", root / "truth")
+    assert [(pair.case, pair.truth.name) for pair in found.pairs] == [(c, f"{c}{ending}.png") for c in "abc"]
+    assert (found.not_predicted, found.labels) == ((), None)
 
 
 def test_equal_names_win_over_endings(folders):
     root, _, _ = folders
     for folder in ("pred", "truth"):
         (root / folder / "a.png").rename(root / folder / "a_mask.png")
-    assert [pair.case for pair in pair_files(root / "pred", root / "truth")[0]] == ["a_mask", "b", "c"]
+    found = pair_files(root / "pred", root / "truth")
+    assert [pair.case for pair in found.pairs] == ["a_mask", "b", "c"]
 
 
 def test_two_truths_of_one_case_are_refused(folders):
@@ -230,7 +232,7 @@ def test_labels_of_the_data_folder(small_run, phantom, tmp_path):
     result = evaluate(tmp_path / "pred", phantom, tmp_path / "out")
     assert [row.name for row in result.summary.classes] == ["liver", "spleen", "kidney", "aorta"]
     assert len(result.not_predicted) == 18
-    assert result.recorded_protocol is None
+    assert result.context.record.protocol is None
 
 
 @pytest.mark.parametrize(

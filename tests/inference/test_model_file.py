@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rwkvseg.data.transforms import Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import ModelFileError, OutputError
 from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
 from rwkvseg.inference.predictor import Predictor

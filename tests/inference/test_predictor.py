@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from rwkvseg.data.case import Case
 from rwkvseg.data.layouts import find_inputs, read_case
 from rwkvseg.data.phantom import make_phantom_2d, make_phantom_3d
-from rwkvseg.data.transforms import Preprocessing, normalise, resize_image
+from rwkvseg.data.preprocessing import Preprocessing, normalise, resize_image
 from rwkvseg.errors import BackendError, DataError, UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.model_file import Architecture, ModelDescription

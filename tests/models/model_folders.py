@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkvseg.data.transforms import Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.inference.model_file import Architecture, ModelDescription, load_model, save_model
 
 

@@ -29,6 +29,14 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def depthwise_case(
+    shape: Sequence[int], kernel: Sequence[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Map and weights of a depthwise convolution, and the gradient of its result."""
+    map_and_weights = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
+    return map_and_weights, [random(*shape, seed=3, dtype=dtype)]
+
+
 def spread(x: Tensor) -> Tensor:
     """Return an equal tensor whose elements lie apart and in another order."""
     return x.repeat_interleave(2, dim=-1).transpose(0, -1).contiguous().transpose(0, -1)[..., ::2]
@@ -54,6 +62,25 @@ def allowance(dtype: torch.dtype, backend: str, device: str) -> float:
     """How many times the error of the definition run in this precision is allowed."""
     interpreted_bfloat16 = (dtype, backend, device) == (torch.bfloat16, "triton", "cpu")
     return 4.0 if interpreted_bfloat16 else 2.0  # the interpreter truncates to bfloat16; GPUs round
+
+
+def assert_as_good(
+    fused: Operator,
+    definition: Operator,
+    leaves: Sequence[Tensor],
+    gs: Sequence[Tensor],
+    *,
+    backend: str,
+    device: str,
+) -> None:
+    """Against the definition in float64, values and gradients err as little as it does in their precision."""
+    truth = exact(definition, leaves, gs)
+    found = run(fused, leaves, gs, device)
+    assert found[0].dtype == gs[0].dtype
+    times = allowance(gs[0].dtype, backend, device)
+    allowed = [max(times * b, 1e-6) for b in errors(run(definition, leaves, gs, "cpu"), truth)]
+    ours = errors(found, truth)
+    assert all(a <= b for a, b in zip(ours, allowed, strict=True)), (ours, allowed)
 
 
 def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:

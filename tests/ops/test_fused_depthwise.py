@@ -1,8 +1,10 @@
 """depthwise_conv3d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
-from fused_cases import allowance, errors, exact, on_every_place, random, run, with_triton
+from fused_cases import assert_as_good, depthwise_case, on_every_place, random, run, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
@@ -50,13 +52,8 @@ def test_the_definition_is_the_sum_over_taps() -> None:
 def test_values_and_gradients(
     shape: tuple[int, ...], kernel: tuple[int, ...], dtype: torch.dtype, backend: str, device: str
 ) -> None:
-    leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
-    gs = [random(*shape, seed=3, dtype=dtype)]
-    truth = exact(naive_depthwise_conv, leaves, gs)
-    found = run(lambda x, w: depthwise_conv3d(x, w, backend=backend), leaves, gs, device)
-    plain = errors(run(naive_depthwise_conv, leaves, gs, "cpu"), truth)
-    for ours, theirs in zip(errors(found, truth), plain, strict=True):
-        assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
+    fused, case = partial(depthwise_conv3d, backend=backend), depthwise_case(shape, kernel, dtype)
+    assert_as_good(fused, naive_depthwise_conv, *case, backend=backend, device=device)
 
 
 @with_triton

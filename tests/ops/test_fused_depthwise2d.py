@@ -1,11 +1,12 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import allowance, errors, exact, on_every_place, random, run, with_triton
+from fused_cases import assert_as_good, depthwise_case, on_every_place, random, run, with_triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -38,13 +39,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_and_gradients(
     shape: tuple[int, ...], kernel: tuple[int, ...], dtype: torch.dtype, backend: str, device: str
 ) -> None:
-    leaves = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
-    gs = [random(*shape, seed=3, dtype=dtype)]
-    truth = exact(naive_depthwise_conv, leaves, gs)
-    found = run(lambda x, w: depthwise_conv2d(x, w, backend=backend), leaves, gs, device)
-    plain = errors(run(naive_depthwise_conv, leaves, gs, "cpu"), truth)
-    for ours, theirs in zip(errors(found, truth), plain, strict=True):
-        assert ours <= max(allowance(dtype, backend, device) * theirs, 1e-6)
+    fused, case = partial(depthwise_conv2d, backend=backend), depthwise_case(shape, kernel, dtype)
+    assert_as_good(fused, naive_depthwise_conv, *case, backend=backend, device=device)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import allowance, errors, exact, on_every_place, random, run, spread, with_triton
+from fused_cases import assert_as_good, errors, exact, on_every_place, random, run, spread, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
@@ -77,11 +77,8 @@ def test_low_precision_is_as_good_as_the_definition(
     (x, *weights), gs = case((2, 4, 5, 6, 7))
     leaves = [x.to(dtype), *(part.to(dtype) if both else part for part in weights)]
     gs = [g.to(dtype) for g in gs]
-    truth = exact(partial(naive_instance_norm, gelu=True), leaves, gs)
-    allowed = errors(run(partial(naive_instance_norm, gelu=True), leaves, gs, "cpu"), truth)
-    found = errors(run(partial(operator, backend, True), leaves, gs, device), truth)
-    times = allowance(dtype, backend, device)
-    assert all(a <= max(times * b, 1e-6) for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    definition = partial(naive_instance_norm, gelu=True)
+    assert_as_good(partial(operator, backend, True), definition, leaves, gs, backend=backend, device=device)
 
 
 @on_every_place

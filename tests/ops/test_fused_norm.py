@@ -5,7 +5,17 @@ from functools import partial
 
 import pytest
 import torch
-from fused_cases import Operator, allowance, errors, exact, on_every_place, random, run, spread, with_triton
+from fused_cases import (
+    Operator,
+    assert_as_good,
+    errors,
+    exact,
+    on_every_place,
+    random,
+    run,
+    spread,
+    with_triton,
+)
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
@@ -91,12 +101,7 @@ def test_low_precision_is_as_good_as_the_definition(
     (*maps, weight, bias), gs = case((2, 9, 33))
     leaves = [x.to(dtype) for x in maps] + [x.to(dtype) if both else x for x in (weight, bias)]
     gs = [g.to(dtype) for g in gs]
-    truth = exact(definition, leaves, gs)
-    allowed = errors(run(definition, leaves, gs, "cpu"), truth)
-    results = run(partial(operator, backend), leaves, gs, device)
-    assert results[0].dtype == dtype
-    found, times = errors(results, truth), allowance(dtype, backend, device)
-    assert all(a <= max(times * b, 1e-6) for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    assert_as_good(partial(operator, backend), definition, leaves, gs, backend=backend, device=device)
 
 
 @on_every_place

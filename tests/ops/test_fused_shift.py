@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from fused_cases import allowance, errors, exact, on_every_place, random, run, spread, with_triton
+from fused_cases import assert_as_good, errors, exact, on_every_place, random, run, spread, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
@@ -65,11 +65,7 @@ def test_low_precision_is_as_good_as_the_definition(
     (x, *mixes), gs = case((2, 12, 5, 3))
     leaves = [x.to(dtype), *(mix.to(dtype) if both else mix for mix in mixes)]
     gs = [g.to(dtype) for g in gs]
-    truth = exact(definition, leaves, gs)
-    allowed = errors(run(definition, leaves, gs, "cpu"), truth)
-    found = errors(run(partial(operator, backend), leaves, gs, device), truth)
-    times = allowance(dtype, backend, device)
-    assert all(a <= max(times * b, 1e-6) for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    assert_as_good(partial(operator, backend), definition, leaves, gs, backend=backend, device=device)
 
 
 @on_every_place

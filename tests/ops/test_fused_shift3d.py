@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import allowance, errors, exact, on_every_place, random, run, spread, with_triton
+from fused_cases import assert_as_good, errors, exact, on_every_place, random, run, spread, with_triton
 from torch import Tensor
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
@@ -76,11 +76,9 @@ def test_low_precision_is_as_good_as_the_definition(
 ) -> None:
     (x, mixes), gs = case((2, 13, 2, 3, 3))
     leaves, gs = [x.to(dtype), mixes.to(dtype) if both else mixes], [g.to(dtype) for g in gs]
-    truth = exact(naive_spatial_shift_and_mix, leaves, gs)
-    allowed = errors(run(naive_spatial_shift_and_mix, leaves, gs, "cpu"), truth)
-    found = errors(run(partial(operator, backend, 1), leaves, gs, device), truth)
-    times = allowance(dtype, backend, device)
-    assert all(a <= max(times * b, 1e-6) for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    assert_as_good(
+        partial(operator, backend, 1), naive_spatial_shift_and_mix, leaves, gs, backend=backend, device=device
+    )
 
 
 @on_every_place

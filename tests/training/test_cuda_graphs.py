@@ -106,7 +106,7 @@ def test_when_steps_are_recorded(
     changes: dict[str, Any], wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr("rwkvseg.training.module.graphed", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr("rwkvseg.training.recipe_module.graphed", lambda *_, **__: asked.append(1))
     monkeypatch.setattr(Tensor, "to", lambda self, *_: self)
     recipe = Recipe.model_validate({"name": "x", **changes})
     module = SegmentationModule(nn.Conv2d(3, 2, 1), recipe, num_classes=2, val_cases=1)

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from batch_cases import batches_of, equal
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from rwkvseg.data.layouts import read_case
-from rwkvseg.data.transforms import preprocess
-from rwkvseg.training.datamodule import EpochSampler, SegmentationData, SegmentationItems
+from rwkvseg.data.preprocessing import preprocess
+from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.items import SegmentationItems
+from rwkvseg.training.loader import EpochSampler
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
 from rwkvseg.training.run import train
@@ -18,18 +21,6 @@ def make_data(folder, **training):
     recipe = Recipe.from_mapping(small_recipe(folder, **training))
     files, labels, split = open_recipe_data(recipe)
     return SegmentationData(files.cases, split, labels, recipe)
-
-
-def batches_of(data, epoch):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return [data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in loader]
-
-
-def equal(first, second):
-    return len(first) == len(second) and all(
-        torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a
-    )
 
 
 @given(

@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from rwkvseg.training.losses import SegmentationLoss
-from rwkvseg.training.module import RecipeModule, learning_rate_factor
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
+from rwkvseg.training.recipe_module import RecipeModule, learning_rate_factor
 
 
 def example(shape=(8, 12, 4), classes=3, batch=2, seed=0):

@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rwkvseg.evaluation.metrics import dice
-from rwkvseg.training.module import learning_rate_factor, mean_dsc, overlap_counts
+from rwkvseg.training.module import mean_dsc, overlap_counts
 from rwkvseg.training.recipe import OptimizerSettings
+from rwkvseg.training.recipe_module import learning_rate_factor
 
 
 @pytest.mark.parametrize(("epochs", "per_epoch"), [(7, 3), (30, 1), (4, 11)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_a_recipe_gives_its_training_part_of_the_same_split(segmentation, seed):
     assert names == set(split.train)
     assert set(pictures.record["held_out"]) == {f"a/{case}" for case in split.val + split.test}
     assert pictures.val == ()
+
+
+def test_files_that_come_with_a_recipe_start_from_its_folder(tmp_path):
+    apart = tmp_path / "lists" / "b.txt"
+    sources = {
+        "a": {"recipe": "a.yaml", "path": "pictures"},
+        "b": {"list": "b.txt"},
+        "c": {"list": str(apart)},
+    }
+    path = tmp_path / "masked.yaml"
+    path.write_text(yaml.safe_dump(masked_recipe(sources)))
+    found = PretrainRecipe.from_file(path).data.sources
+    assert found["a"].recipe == (tmp_path / "a.yaml").resolve()
+    assert found["a"].path == Path("pictures")  # data, which do not come with it
+    assert [found[name].list for name in "bc"] == [(tmp_path / "b.txt").resolve(), apart]
 
 
 def test_splits_of_two_seeds_differ(segmentation):

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rwkvseg.data.transforms import Augmentation, Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
+from rwkvseg.data.transforms import Augmentation
 from rwkvseg.errors import RecipeError, UsageError
 from rwkvseg.models.registry import list_models
 from rwkvseg.training import recipe as recipe_module

@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path, phantom):
 WAITING_IN_THE_THIRD_EPOCH = """
 import time
 from rwkvseg import cli
-from rwkvseg.training.module import RecipeModule
+from rwkvseg.training.recipe_module import RecipeModule
 
 start = RecipeModule.on_train_epoch_start
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from batch_cases import batches_of, equal
 
 from rwkvseg.data.layouts import read_case
 from rwkvseg.data.volume_intensity import foreground_intensity
@@ -19,18 +20,6 @@ def make_data(folder, *, changes=None, scratch=None, **training):
     recipe = Recipe.from_mapping(small_volume_recipe(folder, **training) | (changes or {}))
     files, labels, split = open_recipe_data(recipe)
     return SegmentationData(files.cases, split, labels, recipe, scratch=scratch)
-
-
-def batches_of(data, epoch=0):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return [data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in loader]
-
-
-def equal(first, second):
-    return len(first) == len(second) and all(
-        torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a
-    )
 
 
 @pytest.fixture(scope="module")

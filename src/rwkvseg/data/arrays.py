@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from rwkvseg.errors import DataError, MissingExtraError, UnreadableFileError
+from rwkvseg.errors import DataError, MissingExtraError, UnreadableFileError, one_line
 from rwkvseg.memory import available_memory, show_size
 from rwkvseg.output import write_atomically
 
@@ -46,17 +46,8 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
     return _slices_last(read.astype(native, copy=False))
 
 
-def array_shape(path: Path, name: str = "image") -> tuple[int, ...]:
-    """Shape of what `read_array` returns; nothing but the header is read.
-
-    Raises:
-        UnreadableFileError, DataError, MissingExtraError: as `read_array`, as far as the header tells.
-    """
-    return array_header(path, name)[0]
-
-
 def array_header(path: Path, name: str = "image") -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape of what `read_array` returns, and the type as stored.
+    """Shape of what `read_array` returns, and the type as stored; nothing but the header is read.
 
     Raises:
         UnreadableFileError, DataError, MissingExtraError: as `read_array`, as far as the header tells.
@@ -101,7 +92,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dt
             yield array, tuple(array.shape), array.dtype
     except DAMAGE as error:
         raise UnreadableFileError(
-            f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"cannot decode {path}: {one_line(error)}. "
             "It is truncated, damaged or of another format; fetch or export it again."
         ) from error
 

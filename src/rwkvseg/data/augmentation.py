@@ -53,9 +53,9 @@ class _Draws:
         chosen: NDArray[np.bool_] = self[name][:, 0] < probability
         return chosen
 
-    def within(self, name: str, limit: float, column: int = 1) -> Numbers:
-        """Return a column, uniform in -limit..limit, (B,)."""
-        found: Numbers = limit * (2 * self[name][:, column] - 1)
+    def within(self, name: str, limit: float) -> Numbers:
+        """Return the second column, uniform in -limit..limit, (B,)."""
+        found: Numbers = limit * (2 * self[name][:, 1] - 1)
         return found
 
     def tensor(self, values: NDArray[Any], ndim: int) -> Tensor:

@@ -51,11 +51,6 @@ class CaseFacts:
         return float(np.prod(self.inner) / np.prod(self.shape))
 
     @property
-    def anisotropy(self) -> float | None:
-        """Largest over smallest spacing."""
-        return None if self.spacing is None else max(self.spacing) / min(self.spacing)
-
-    @property
     def slice_axis(self) -> int:
         """Axis along which a volume is cut into slices, as `preprocessing.slice_axis` without a recipe's."""
         if self.spacing is None:

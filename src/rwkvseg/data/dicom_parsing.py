@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rwkvseg.errors import MissingExtraError, RWKVSegError, UnreadableFileError
+from rwkvseg.errors import MissingExtraError, RWKVSegError, UnreadableFileError, one_line
 from rwkvseg.memory import available_memory, show_size
 
 SUFFIXES = (".dcm", ".dicom")
@@ -56,9 +56,9 @@ def damage_named(path: Path) -> Iterator[None]:
     except RWKVSegError:
         raise
     except Exception as error:  # of damaged files pydicom raises whatever its parts raise
-        told = " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
         raise UnreadableFileError(
-            f"cannot decode {path}: {told}. It is truncated, damaged or not DICOM; fetch or export it again."
+            f"cannot decode {path}: {one_line(error, 200)}. "
+            "It is truncated, damaged or not DICOM; fetch or export it again."
         ) from error
 
 

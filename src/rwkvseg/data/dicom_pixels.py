@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.dicom_headers import Instance
 from rwkvseg.data.dicom_parsing import damage_named, read_dataset
-from rwkvseg.errors import DataError, UnreadableFileError
+from rwkvseg.errors import DataError, UnreadableFileError, one_line
 
 QUANTITIES = ("CT", "PT")  # their numbers mean something (HU, Bq/ml), whichever way they are displayed
 CURE = "Install pylibjpeg[all] or python-gdcm, or decompress the file (dcmdjpeg, gdcmconv --raw)."
@@ -115,8 +115,8 @@ def _require_readable(dataset: Any, path: Path) -> None:
 
 
 def _not_decompressed(dataset: Any, path: Path, error: RuntimeError) -> UnreadableFileError:
-    told = " ".join(str(error).split())[:200].rstrip(". ")
     syntax = dataset.file_meta.TransferSyntaxUID.name
     return UnreadableFileError(
-        f"cannot decompress {path} ({syntax}): {told}. It is damaged, or its decoder lacks this form. {CURE}"
+        f"cannot decompress {path} ({syntax}): {one_line(error, 200)}. "
+        f"It is damaged, or its decoder lacks this form. {CURE}"
     )

@@ -80,14 +80,14 @@ def equal_images(traces: Sequence[Trace]) -> list[list[Trace]]:
     return [same for same in _gather(traces, [trace.digest for trace in traces]) if len(same) > 1]
 
 
-def similar_images(traces: Sequence[Trace], bits: int = NEAR_BITS) -> list[list[Trace]]:
-    """Chains of cases, each within `bits` of another's look; those that are all equal are left out."""
+def similar_images(traces: Sequence[Trace]) -> list[list[Trace]]:
+    """Chains of cases, each within `NEAR_BITS` of another's look; those that are all equal are left out."""
     chains: list[list[Trace]] = []
     for axes in CELLS:
         seen = [trace for trace in traces if trace.look is not None and trace.axes == axes]
         if len(seen) < 2:
             continue
-        first, second = _near_pairs(np.stack([trace.look for trace in seen if trace.look is not None]), bits)
+        first, second = _near_pairs(np.stack([trace.look for trace in seen if trace.look is not None]))
         graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(seen), len(seen)))
         chains += _gather(seen, connected_components(graph, directed=False)[1].tolist())
     return [chain for chain in chains if len({trace.digest for trace in chain}) > 1]
@@ -104,13 +104,13 @@ def nearest_pair(chain: Sequence[Trace]) -> tuple[int, Trace, Trace]:
     return int(bits[first, second]), chain[first], chain[second]
 
 
-def _near_pairs(looks: NDArray[np.int8], bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows that differ in at most `bits`: the product of two rows of -1 and 1 is 255 - 2 x their distance."""
+def _near_pairs(looks: NDArray[np.int8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows that look alike: the product of two rows of -1 and 1 is 255 - 2 x their distance."""
     signs = looks.astype(np.float32)
     first, second = [], []
     for start in range(0, len(signs), ROWS_AT_A_TIME):
         products = signs[start : start + ROWS_AT_A_TIME] @ signs[start:].T
-        row, column = np.nonzero(products >= LOOK_BITS - 2 * bits)
+        row, column = np.nonzero(products >= LOOK_BITS - 2 * NEAR_BITS)
         later = column > row
         first.append(row[later] + start)
         second.append(column[later] + start)

@@ -61,6 +61,16 @@ def is_image_name(path: Path, *, arrays: bool = False) -> bool:
     return known and not path.name.startswith(".") and not case_id(path).endswith(NO_IMAGE)
 
 
+def require_folder(path: Path) -> None:
+    """Raise DataError where there is no such folder."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Check the path.")
+    if not path.is_dir():
+        raise DataError(
+            f"{path} is a file where a data folder is needed. Give the folder that holds the data."
+        )
+
+
 def pair(images: Path, masks: Path, *, part: str | None = None) -> list[CaseFiles]:
     """Pair pictures and masks by name: `x` with `x`, `x_mask`, `x_segmentation` or `x_gt`.
 

@@ -70,11 +70,11 @@ class Finding:
         }
 
 
-def from_error(kind: str, error: DataError, root: Path, *, case: str | None = None) -> Finding:
+def from_error(kind: str, error: DataError, root: Path) -> Finding:
     """Finding that says what an error says: all but its last sentence, and the cure, which is the last."""
     text = str(error).replace(f"{root}/", "")
     what, _, cure = text.rpartition(". ")
-    return Finding(kind, what, cure.rstrip("."), () if case is None else (case,))
+    return Finding(kind, what, cure.rstrip("."))
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -92,8 +92,8 @@ def _figure(height: float) -> Any:
     return figure
 
 
-def _strip(panel: Any, sides: Sequence[str] = ("top", "right")) -> None:
-    panel.spines[list(sides)].set_visible(False)
+def _strip(panel: Any) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _png(figure: Any) -> bytes:

@@ -4,14 +4,14 @@ One case is in memory at a time; of each case a few hundred bytes are kept, and 
 two million intensities of each region.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.case_facts import CaseFacts, gather_facts
 from rwkvseg.data.checksums import file_checksums
-from rwkvseg.data.files import GROUP_IN_ID, CaseFiles, read_json
+from rwkvseg.data.files import GROUP_IN_ID, CaseFiles
 from rwkvseg.data.fingerprint import ChannelFacts, Fingerprint, Unreadable
 from rwkvseg.data.intensity_statistics import IntensityStatistics, values_per_case
 from rwkvseg.data.layouts import DataFolder, open_data
@@ -158,7 +158,7 @@ def _sum_up(folder: DataFolder, gathered: _Gathered, unreadable: Sequence[Unread
     if folder.labels is None and WHITE in values <= {0, WHITE}:
         gathered.take_white_as_one()
     gathered.take_volumes_as_slices()
-    modality = channel_names(folder.root)
+    modality = folder.channels
     number = max(case.channels for case in gathered.cases)
     if modality is not None and len(modality) != number:
         modality = None
@@ -184,15 +184,6 @@ def _sum_up(folder: DataFolder, gathered: _Gathered, unreadable: Sequence[Unread
         channels=tuple(channels),
         unreadable=tuple(unreadable),
     )
-
-
-def channel_names(root: Path) -> tuple[str, ...] | None:
-    """What dataset.json calls the channels: nnU-Net's `channel_names`, MSD's `modality`; None if nothing."""
-    settings = read_json(root / "dataset.json")
-    named = settings.get("channel_names", settings.get("modality"))
-    if not isinstance(named, Mapping) or not named:
-        return None
-    return tuple(str(named[key]) for key in sorted(named, key=str))
 
 
 def name_values(values: set[int]) -> dict[str, int] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvseg.data.arrays import ARRAY_SUFFIXES, array_shape, read_array
+from rwkvseg.data.arrays import ARRAY_SUFFIXES, array_header, read_array
 from rwkvseg.data.nifti import read_nifti, write_nifti
 from rwkvseg.data.pictures import read_picture, read_picture_label, write_picture
 from rwkvseg.errors import DataError, LabelError, OutputError
@@ -64,7 +64,7 @@ def is_volume(path: Path) -> bool:
         raise DataError(
             f"{path} is of no known format. Use one of {' '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)}."
         )
-    return len(array_shape(path)) == 3 if suffix in ARRAY_SUFFIXES else suffix in VOLUME_SUFFIXES
+    return len(array_header(path)[0]) == 3 if suffix in ARRAY_SUFFIXES else suffix in VOLUME_SUFFIXES
 
 
 def read_image(

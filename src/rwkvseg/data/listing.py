@@ -18,7 +18,9 @@ from rwkvseg.data.files import (
 )
 from rwkvseg.data.findings import Finding, from_error
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_id, case_suffix
-from rwkvseg.data.layouts import KNOWN, parse_labels, unknown_layout
+from rwkvseg.data.label_names import parse_labels
+from rwkvseg.data.layout_detection import KNOWN, unknown_layout
+from rwkvseg.data.nnunet_msd import has_channels_last
 from rwkvseg.data.published import contest_parts, is_beside, list_beside, numbers_objects, pair_folders
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet
 from rwkvseg.errors import DataError
@@ -173,8 +175,7 @@ def _list_msd(listing: Listing, settings: dict[str, Any]) -> None:
                 continue
             _list_entry(listing, listing.root / str(entry["image"]), listing.root / str(entry["label"]))
     _add_test(listing, [(path,) for path in _unique(listing, listing.root / "imagesTs")])
-    modality = settings.get("modality")
-    if isinstance(modality, dict) and len(modality) > 1:
+    if has_channels_last(settings):
         listing.cases = [replace(case, channels_last=True) for case in listing.cases]
 
 

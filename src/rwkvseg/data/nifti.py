@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from rwkvseg.errors import DataError, GeometryError, UnreadableFileError
+from rwkvseg.errors import DataError, GeometryError, UnreadableFileError, one_line
 from rwkvseg.memory import available_memory, show_size
 from rwkvseg.output import write_atomically
 
@@ -96,7 +96,7 @@ def _opened(path: Path, *, channels_last: bool) -> Iterator[tuple[Any, Any, Nift
             yield stream, nifti, _header(nifti, path, channels_last=channels_last)
     except DAMAGE as error:
         raise UnreadableFileError(
-            f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"cannot decode {path}: {one_line(error)}. "
             "It is truncated, damaged or not NIfTI; fetch or export it again."
         ) from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rwkvseg.errors import DataError, LabelError, UnreadableFileError
+from rwkvseg.errors import DataError, LabelError, UnreadableFileError, one_line
 from rwkvseg.output import write_atomically
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # never others: Pillow would start Ghostscript on a disguised EPS
@@ -103,7 +103,7 @@ def _decode(path: Path) -> Image.Image:
             ) from error
         except DAMAGE as error:
             raise UnreadableFileError(
-                f"cannot decode {path}: {' '.join(str(error).split()) or type(error).__name__}. "
+                f"cannot decode {path}: {one_line(error)}. "
                 "It is truncated, damaged or not a PNG, JPEG, TIFF or BMP; fetch or export it again."
             ) from error
     if pages > 1:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwkvseg.data.files import CaseFiles, is_image_name, name_some
+from rwkvseg.data.files import CaseFiles, is_image_name, name_some, pair, require_folder
 from rwkvseg.data.io import case_id
 from rwkvseg.errors import DataError
 
@@ -67,8 +67,23 @@ def pair_folders(root: Path) -> list[PairFolders]:
 
 def _pair_in(folder: Path, part: str | None) -> PairFolders | None:
     pairs = [PairFolders(part, folder / images, folder / masks) for images, masks in PAIRS]
-    found = [pair for pair in pairs if pair.images.is_dir()]
-    return next((pair for pair in found if pair.masks.is_dir()), found[0] if found else None)
+    found = [folders for folders in pairs if folders.images.is_dir()]
+    return next((folders for folders in found if folders.masks.is_dir()), found[0] if found else None)
+
+
+def read_pairs(root: Path) -> list[CaseFiles]:
+    """Cases of folders of images and of masks, see `pair_folders`.
+
+    Raises:
+        DataError: images without mask, masks without image, or no masks of the training part.
+    """
+    cases = []
+    for folders in pair_folders(root):
+        if folders.part in (None, "train"):
+            require_folder(folders.masks)
+        if folders.masks.is_dir():  # challenges often keep the masks of the other parts
+            cases += pair(folders.images, folders.masks, part=folders.part)
+    return cases
 
 
 def list_beside(root: Path) -> Beside:

@@ -28,6 +28,16 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Ids of each part by its name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def part_of(self) -> dict[str, str]:
+        """Part of each id."""
+        return {case: part for part, cases in self.parts.items() for case in cases}
+
 
 def make_split(cases: Sequence[CaseFiles], rule: str, seed: int = 0) -> Split:
     """Deal cases into train, val and test.
@@ -101,11 +111,9 @@ def with_slices(split: Split, known: Sequence[str]) -> Split:
     there = set(known)
     parts = {
         part: tuple(
-            case
-            for named in getattr(split, part)
-            for case in ((named,) if named in there else slices.get(named, (named,)))
+            case for named in cases for case in ((named,) if named in there else slices.get(named, (named,)))
         )
-        for part in PARTS
+        for part, cases in split.parts.items()
     }
     return Split(split.rule, split.seed, **parts)
 

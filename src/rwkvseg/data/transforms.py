@@ -1,4 +1,4 @@
-"""Settings of augmentation on the network's own grid, and the preprocessing names (preprocessing.py).
+"""Settings of augmentation on the network's own grid.
 
 Every draw comes from one generator that is a function of (seed, epoch, case): workers, platforms and
 PYTHONHASHSEED change nothing. How the settings are carried out is in augmentation.py.
@@ -9,30 +9,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-
-from rwkvseg.data.preprocessing import (
-    Preprocessing,
-    iterate_slices,
-    normalise,
-    preprocess,
-    resize_image,
-    resize_label,
-    resize_spline,
-    slice_axis,
-)
-
-__all__ = [
-    "Augmentation",
-    "Preprocessing",
-    "iterate_slices",
-    "normalise",
-    "preprocess",
-    "resize_image",
-    "resize_label",
-    "resize_spline",
-    "sample_generator",
-    "slice_axis",
-]
 
 
 class Augmentation(BaseModel):

@@ -14,7 +14,7 @@ from rwkvseg.data.duplicates import LOOK_BITS, NEAR_BITS, Trace, equal_images, n
 from rwkvseg.data.files import name_some
 from rwkvseg.data.findings import SEVERITIES, Finding, sort_findings
 from rwkvseg.data.listing import HELD_BACK, Listing, list_folder
-from rwkvseg.data.splits import PARTS, parse_split, with_slices
+from rwkvseg.data.splits import parse_split, with_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def _parts_of_split(
     """Part of each case, and what does not fit; unlabelled parts of the folder stay parts of their own."""
     split = with_slices(parse_split(path, fold), [case.id for case in listing.cases])
     named: dict[str, list[str]] = defaultdict(list)
-    for part in PARTS:
-        for case in getattr(split, part):
+    for part, cases in split.parts.items():
+        for case in cases:
             named[case].append(part)
     findings = []
     for case, parts in named.items():

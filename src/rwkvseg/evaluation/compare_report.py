@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvseg.evaluation.compare import METRICS, Comparison
 from rwkvseg.evaluation.compare_text import difference_table, notes, result_table
-from rwkvseg.evaluation.pictures import Picture, draw_side_by_side
+from rwkvseg.evaluation.drawing import draw_side_by_side
+from rwkvseg.evaluation.pictures import Picture
 from rwkvseg.evaluation.report_html import class_legend, embedded, listed, page, section, table
 from rwkvseg.output import write_atomically, write_text
 

@@ -10,13 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from rwkvseg.evaluation.pictures import (
-    PANELS,
-    Picture,
-    draw_overlay,
-    make_picture,
-    representative_cases,
-)
+from rwkvseg.evaluation.drawing import PANELS, draw_overlay
+from rwkvseg.evaluation.pictures import Picture
 from rwkvseg.evaluation.plots import distribution_plot
 from rwkvseg.evaluation.protocols import ClassScore
 from rwkvseg.evaluation.report_html import (
@@ -36,8 +31,6 @@ from rwkvseg.output import write_text
 
 _EMPTY = ("missed", "false_positive", "absent")
 _DASH = "\N{EN DASH}"
-
-__all__ = ["Picture", "Section", "draw_overlay", "make_picture", "representative_cases", "write_report"]
 
 
 @dataclass(frozen=True, slots=True)

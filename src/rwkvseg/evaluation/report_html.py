@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from rwkvseg.evaluation.pictures import ERROR_COLOURS, Colour, class_colour
+from rwkvseg.evaluation.drawing import ERROR_COLOURS, Colour, class_colour
 from rwkvseg.evaluation.report_text import STYLE
 
 

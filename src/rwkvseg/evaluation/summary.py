@@ -154,15 +154,7 @@ def summarise(
     )
     classes = classes_only(scores)
     case_means = _case_means(classes, groups)
-    mean = ClassSummary(
-        "mean",
-        None,
-        interval(case.dsc for case in case_means),
-        interval(case.hd95 for case in case_means),
-        interval(case.hd95_found for case in case_means),
-        _outcomes(classes),
-        mean_of_cases(classes, unit, tolerance),
-    )
+    mean = _mean_row(classes, case_means, interval, mean_of_cases(classes, unit, tolerance))
     settings = (confidence, resamples, groups is not None)
     return Summary(protocol, unit, tuple(rows), mean, tuple(case_means), *settings, tuple(regions))
 
@@ -178,6 +170,14 @@ def _row(members: Sequence[ClassScore], interval: Any, further: Mapping[str, Mea
     dsc = interval(score.dsc for score in members)
     hd95 = interval(score.hd95 for score in members)
     return ClassSummary(name, label, dsc, hd95, interval(found), _outcomes(members), further)
+
+
+def _mean_row(
+    classes: Sequence[ClassScore], cases: Sequence[CaseMean], interval: Any, further: Mapping[str, Mean]
+) -> ClassSummary:
+    dsc, hd95 = interval(case.dsc for case in cases), interval(case.hd95 for case in cases)
+    found = interval(case.hd95_found for case in cases)
+    return ClassSummary("mean", None, dsc, hd95, found, _outcomes(classes), further)
 
 
 def _case_means(scores: Sequence[ClassScore], groups: Mapping[str, object] | None) -> list[CaseMean]:

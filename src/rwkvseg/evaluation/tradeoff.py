@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.errors import DataError, UsageError
+from rwkvseg.errors import DataError, UsageError, one_line
 
 
 def read_points(texts: Iterable[str], *, part: str = "test") -> list[dict[str, Any]]:
@@ -60,9 +60,8 @@ def _read_run(folder: Path, part: str) -> dict[str, Any]:
             "commit": environment["commit"],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        told = " ".join(str(error).split())
         raise DataError(
-            f"{folder} holds no finished run with a DSC of part {part!r}: {told}. "
+            f"{folder} holds no finished run with a DSC of part {part!r}: {one_line(error)}. "
             "Finish it with --resume, or leave it out."
         ) from error
 

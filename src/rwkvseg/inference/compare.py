@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.io import read_image
-from rwkvseg.data.layouts import find_inputs
 from rwkvseg.data.published import mask_files
 from rwkvseg.data.reading import check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError

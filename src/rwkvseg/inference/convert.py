@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvseg import __version__
-from rwkvseg.data.transforms import Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import ModelFileError, UsageError
 from rwkvseg.inference.model_file import DESCRIPTION, Architecture, ModelDescription, save_model
 from rwkvseg.models.encoder_files import ENCODER_FILE, load_encoder, save_encoder

@@ -14,8 +14,8 @@ from rwkvseg import __version__
 from rwkvseg.data.dicom import Series
 from rwkvseg.data.dicom_parsing import quiet, read_dataset
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError
-from rwkvseg.evaluation.pictures import class_colour
+from rwkvseg.errors import DataError, MissingExtraError, RWKVSegError, one_line
+from rwkvseg.evaluation.drawing import class_colour
 from rwkvseg.inference.model_file import ModelDescription
 from rwkvseg.output import write_atomically
 
@@ -91,9 +91,8 @@ def write_dicom_seg(
     except RWKVSegError:
         raise
     except Exception as error:  # of incomplete headers highdicom raises whatever its parts raise
-        told = " ".join(str(error).split()).rstrip(". ")
         raise DataError(
-            f"{series.name}: no DICOM segmentation can be made: {told}. "
+            f"{series.name}: no DICOM segmentation can be made: {one_line(error)}. "
             "Mend its headers, or write --format nifti or png."
         ) from error
 

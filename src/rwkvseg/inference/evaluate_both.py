@@ -14,6 +14,7 @@ from rwkvseg.evaluation.both_report import write_both_report
 from rwkvseg.evaluation.protocols import PROTOCOLS, TOLERANCE
 from rwkvseg.evaluation.regions import Regions
 from rwkvseg.inference.evaluate import Evaluation, evaluate
+from rwkvseg.inference.pairs import require_label_maps
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def _unseen_resize(strict: Evaluation, transunet: Evaluation) -> list[str]:
 
 def _require_same_cases(first: Path, second: Path) -> None:
     for folder in (first, second):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder. Give the folder that holds the label maps.")
+        require_label_maps(folder)
     names = [{case_id(path) for path in list_images(folder)} for folder in (first, second)]
     alone = sorted(names[0] ^ names[1])
     if alone:

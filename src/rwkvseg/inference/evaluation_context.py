@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from rwkvseg import __version__
 from rwkvseg.data.files import name_some
 from rwkvseg.environment import describe_software
-from rwkvseg.errors import DataError
+from rwkvseg.errors import DataError, one_line
 from rwkvseg.evaluation.protocols import Protocol
 from rwkvseg.inference.predict import RECORD
 
@@ -141,8 +141,7 @@ def read_record(predictions: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {told}. Remove it or predict again.") from error
+        raise DataError(f"cannot read {path}: {one_line(error)}. Remove it or predict again.") from error
 
 
 def digest_of(paths: Iterable[Path]) -> str:

@@ -2,13 +2,13 @@
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rwkvseg import __version__
 from rwkvseg.data.image_folder import list_pictures
@@ -20,9 +20,9 @@ from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.named_networks import named_networks
 from rwkvseg.inference.receptive_field import describe_field, receptive_field
 from rwkvseg.inference.resolution import fit_line, measure_sizes, spatial_dims
+from rwkvseg.models.rwkv_unet import STRIDE
 from rwkvseg.output import write_json
 
-STRIDE = 16
 SIDES = {2: (224, 256, 384, 512, 640, 768, 896, 1024), 3: (48, 64, 80, 96, 128, 160, 192)}
 MEASURED = ("macs", "milliseconds", "peak_bytes")
 
@@ -128,11 +128,7 @@ def figure_of_sizes(
     check_picture_name(out)
     chosen = choose_device(device)
     networks = named_networks(models, chosen, seed=seed)
-    found = {label: spatial_dims(network) for label, network in networks.items()}
-    if len(set(found.values())) != 1:
-        told = ", ".join(f"{label} takes {axes} axes" for label, axes in found.items())
-        raise UsageError(f"{told}. Draw pictures and volumes apart; MONAI's take spatial_dims=3.")
-    dimensions = next(iter(found.values()))
+    dimensions = _common_dimensions(networks)
     sides = SIDES[dimensions] if sizes is None else sizes
     steps = count(1)
     rows = {
@@ -159,6 +155,15 @@ def figure_of_sizes(
         "fits": {label: _without_nan(fit) for label, fit in fits.items()},
     }
     return _write_numbers(out, models, chosen, settings, rows)
+
+
+def _common_dimensions(networks: Mapping[str, nn.Module]) -> int:
+    """Number of spatial axes, which must be the same of all."""
+    found = {label: spatial_dims(network) for label, network in networks.items()}
+    if len(set(found.values())) != 1:
+        told = ", ".join(f"{label} takes {axes} axes" for label, axes in found.items())
+        raise UsageError(f"{told}. Draw pictures and volumes apart; MONAI's take spatial_dims=3.")
+    return next(iter(found.values()))
 
 
 def _without_nan(fit: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

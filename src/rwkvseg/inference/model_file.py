@@ -15,8 +15,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from rwkvseg.data.transforms import Preprocessing
-from rwkvseg.errors import ModelFileError, RWKVSegError
+from rwkvseg.data.preprocessing import Preprocessing
+from rwkvseg.errors import ModelFileError, RWKVSegError, one_line
 from rwkvseg.models.registry import create_model
 from rwkvseg.output import write_bytes, write_text
 
@@ -97,7 +97,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelDescription]:
     except (RuntimeError, TypeError, RWKVSegError) as error:
         raise ModelFileError(
             f"the weights in {folder} do not fit the architecture '{architecture.name}' of its "
-            f"{DESCRIPTION}: {_first_lines(error)}. Use the two files of one and the same model."
+            f"{DESCRIPTION}: {one_line(error)}. Use the two files of one and the same model."
         ) from error
     return network.eval(), description
 
@@ -134,7 +134,7 @@ def read_description(folder: Path) -> ModelDescription:
             "Use the file as `rwkvseg train` wrote it, or the rwkvseg version that wrote it."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"cannot read {path}: {_first_lines(error)}. Copy the model again.") from error
+        raise ModelFileError(f"cannot read {path}: {one_line(error)}. Copy the model again.") from error
 
 
 def _read_weights(path: Path, digest: str) -> dict[str, torch.Tensor]:
@@ -154,8 +154,3 @@ def _read_weights(path: Path, digest: str) -> dict[str, torch.Tensor]:
         return load_safetensors(content)
     except SafetensorError as error:
         raise ModelFileError(f"{path} is not a safetensors file: {error}. Copy the model again.") from error
-
-
-def _first_lines(error: Exception, limit: int = 300) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= limit else text[:limit] + " ..."

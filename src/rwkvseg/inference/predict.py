@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
-from rwkvseg.data.files import read_json
-from rwkvseg.data.layouts import CaseFiles, find_inputs, open_data, read_case
-from rwkvseg.data.reading import read_geometry
+from rwkvseg.data.files import CaseFiles, read_json
+from rwkvseg.data.inputs import find_inputs
+from rwkvseg.data.layouts import open_data
+from rwkvseg.data.reading import read_case, read_geometry
+from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
-from rwkvseg.evaluation.pictures import draw_prediction, make_picture
+from rwkvseg.evaluation.drawing import draw_prediction
+from rwkvseg.evaluation.pictures import make_picture
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
@@ -166,9 +169,9 @@ def find_part(inputs: Path, run: Path, part: str) -> list[CaseFiles]:
     if not path.is_file():
         raise UsageError(f"--part needs a run folder with split.json, and {run} has none. Give -m RUN.")
     split = read_json(path)
-    if part not in ("train", "val", "test") or not split.get(part):
+    if part not in PARTS or not split.get(part):
         raise UsageError(
-            f"the split of {run} has no cases in the part '{part}'. Choose another of train, val, test."
+            f"the split of {run} has no cases in the part '{part}'. Choose another of {', '.join(PARTS)}."
         )
     by_id = {files.id: files for files in (*find_inputs(inputs), *_labelled_cases(inputs))}
     missing = [case for case in split[part] if case not in by_id]

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rwkvseg.data.case import Case
-from rwkvseg.data.preprocessing import Preprocessing
-from rwkvseg.data.transforms import iterate_slices, normalise, resize_image, resize_spline, slice_axis
+from rwkvseg.data.preprocessing import (
+    Preprocessing,
+    iterate_slices,
+    normalise,
+    resize_image,
+    resize_spline,
+    slice_axis,
+)
 from rwkvseg.data.volumes import plan_grid
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device

@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from rwkvseg.errors import ModelFileError
+from rwkvseg.errors import ModelFileError, one_line
 from rwkvseg.models.weight_files import DAMAGE
 from rwkvseg.output import write_atomically
+
+CHECKPOINTS = "checkpoints"
 
 
 class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
@@ -46,7 +48,7 @@ class SafeCheckpointIO(CheckpointIO):  # type: ignore[misc]
                 loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         except DAMAGE as error:
             raise ModelFileError(
-                f"cannot resume from {path}: {' '.join(str(error).split())[:200] or type(error).__name__}. "
+                f"cannot resume from {path}: {one_line(error, 200)}. "
                 "Remove this file to start the run again from its beginning."
             ) from error
         return loaded
@@ -71,18 +73,28 @@ class _MovableCheckpoint(ModelCheckpoint):  # type: ignore[misc]
         return str(Path(self.dirpath or "") / Path(path).name) if path else path
 
 
-def checkpoint_callbacks(folder: Path, *, every: int, validate_every: int) -> list[ModelCheckpoint]:
+def last_path(out: Path) -> Path:
+    """Where a run in the folder `out` keeps the checkpoint that it goes on from."""
+    return out / CHECKPOINTS / "last.ckpt"
+
+
+def best_path(out: Path) -> Path:
+    """Where it keeps that of the best validation."""
+    return out / CHECKPOINTS / "best.ckpt"
+
+
+def checkpoint_callbacks(out: Path, *, every: int, validate_every: int) -> list[ModelCheckpoint]:
     """`best.ckpt` by validation DSC and `last.ckpt`; best comes first so that last remembers it."""
     best = _MovableCheckpoint(
-        filename="best", monitor="val_dsc", mode="max", every_n_epochs=validate_every, **_common(folder)
+        filename="best", monitor="val_dsc", mode="max", every_n_epochs=validate_every, **_common(out)
     )
-    return [best, last_checkpoint(folder, every=every)]
+    return [best, last_checkpoint(out, every=every)]
 
 
-def last_checkpoint(folder: Path, *, every: int) -> ModelCheckpoint:
+def last_checkpoint(out: Path, *, every: int) -> ModelCheckpoint:
     """`last.ckpt`, written anew after every so many epochs."""
-    return _MovableCheckpoint(filename="last", every_n_epochs=every, **_common(folder))
+    return _MovableCheckpoint(filename="last", every_n_epochs=every, **_common(out))
 
 
-def _common(folder: Path) -> dict[str, Any]:
-    return {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+def _common(out: Path) -> dict[str, Any]:
+    return {"dirpath": out / CHECKPOINTS, "enable_version_counter": False, "save_on_train_epoch_end": True}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rwkvseg.data.checksums import file_checksums
-from rwkvseg.data.layouts import CaseFiles
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split
 from rwkvseg.environment import describe_software
 
@@ -25,8 +25,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def list_cases(files: Sequence[CaseFiles], split: Split, root: Path) -> list[dict[str, Any]]:
     """One entry a case of the split: id, part, and SHA-256 of every file by its path below `root`."""
     by_id = {case.id: case for case in files}
-    entries = []
-    for part in ("train", "val", "test"):
-        for case_id in getattr(split, part):
-            entries.append({"id": case_id, "part": part, "sha256": file_checksums(by_id[case_id], root)})
-    return entries
+    return [
+        {"id": case, "part": part, "sha256": file_checksums(by_id[case], root)}
+        for case, part in split.part_of.items()
+    ]

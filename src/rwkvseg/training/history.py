@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
@@ -80,6 +81,17 @@ class History(Callback):  # type: ignore[misc]
         """Draw the curves once, at the end."""
         if trainer.is_global_zero:
             draw_curves(self.rows, self.folder / "curves.png", self.score)
+
+    def cost(self, batch_size: int, device: torch.device) -> dict[str, float | None]:
+        """Seconds of training, images a second (validation included), and the most memory of the GPU."""
+        seconds = float(self.rows[-1]["seconds"] or 0.0)
+        images = int(self.rows[-1]["step"] or 0) * batch_size
+        cuda = device.type == "cuda"
+        return {
+            "training_seconds": seconds,
+            "images_per_second": round(images / seconds, 1) if seconds else None,
+            "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+        }
 
     def _write_table(self) -> None:
         text = io.StringIO()

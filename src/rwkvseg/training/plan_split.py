@@ -73,7 +73,7 @@ def make_folds(units: Sequence[Sequence[str]], number: int, seed: int) -> list[S
 
 def crossing_groups(cases: Sequence[CaseFiles], split: Split) -> list[str]:
     """Groups that have cases in more than one part."""
-    part_of = {case: part for part in PARTS for case in getattr(split, part)}
+    part_of = split.part_of
     found: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if case.group is not None and case.id in part_of:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from rwkvseg.data.files import read_json
-from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.errors import DataError, RecipeError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.models.config import RWKVUNetConfig
 from rwkvseg.models.encoder_files import save_encoder
@@ -32,9 +32,8 @@ from rwkvseg.training.history import History, Score, TrainingProgress
 from rwkvseg.training.pretrain_data import Pictures, PretrainData, open_pictures
 from rwkvseg.training.pretrain_module import PretrainModule
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
-from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
-from rwkvseg.training.run_folder import DESCRIPTION, require_same_recipe
-from rwkvseg.training.trainer import build_trainer
+from rwkvseg.training.run_folder import DESCRIPTION, holds_run, require_same_recipe
+from rwkvseg.training.trainer import train_or_resume
 
 # Lightning starts the other processes of a run on several devices by the same command, with their rank set
 FIRST_PROCESS = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -129,22 +128,17 @@ class _Pretraining:
         averaged = ("ema_top1", "ema_top5") if settings.ema is not None else ()
         score = Score((*TOP1, *averaged) if self.recipe.task == "classify" else (), "top-1")
         history = History(self.out, score)
-        saving = last_checkpoint(self.out / "checkpoints", every=settings.checkpoint_every)
-        module, data = PretrainModule(network, self.recipe), PretrainData(self.pictures, self.recipe)
-        last = self.out / "checkpoints" / "last.ckpt"
-        with quiet_lightning():
-            trainer = build_trainer(
-                self.out,
-                self.device,
-                [history, TrainingProgress(self.console, score), saving],
-                self.recipe,
-                devices=self.recipe.training.devices,
-            )
-            resumed = last if last.exists() else None
-            with keyboard_interrupt_passes(trainer):
-                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
-            if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
-                trainer.save_checkpoint(last)
+        saving = last_checkpoint(self.out, every=settings.checkpoint_every)
+        module = PretrainModule(network, self.recipe)
+        train_or_resume(
+            module,
+            PretrainData(self.pictures, self.recipe),
+            self.recipe,
+            out=self.out,
+            device=self.device,
+            callbacks=[history, TrainingProgress(self.console, score), saving],
+            devices=settings.devices,
+        )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
@@ -197,9 +191,6 @@ class _Pretraining:
     def _summary(self, module: PretrainModule, history: History) -> dict[str, Any]:
         recipe, last = self.recipe, history.rows[-1]
         encoder: Any = module.network.encoder
-        seconds = float(last["seconds"] or 0.0)
-        seen = int(last["step"] or 0) * recipe.training.batch_size
-        cuda = self.device.type == "cuda"
         return {
             "recipe": recipe.name,
             "task": recipe.task,
@@ -209,18 +200,14 @@ class _Pretraining:
             "classes": len(self.pictures.classes) or None,
             "epochs": len(history.rows),
             "devices": recipe.training.devices,
-            "training_seconds": seconds,
-            "images_per_second": round(seen / seconds, 1) if seconds else None,  # validation included
-            "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            **history.cost(recipe.training.batch_size, self.device),
             "results": {name: last[name] for name in ("train_loss", "val_loss", *history.score.names)},
         }
 
 
 def _check_run(out: Path, recipe: PretrainRecipe, pictures: Pictures, *, resume: bool) -> None:
-    if not (out / DESCRIPTION).exists():
+    if not holds_run(out, resume=resume):
         return
-    if not resume:
-        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
     free = ("data.path", *(f"data.sources.{name}.path" for name in recipe.data.sources))
     files = tuple(f"data.sources.{name}.{key}" for name in recipe.data.sources for key in ("recipe", "list"))
     require_same_recipe(out / DESCRIPTION, recipe, free=free + files)

@@ -15,14 +15,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rwkvseg.data.files import name_some
+from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.image_folder import Picture, list_pictures, open_image_folder
 from rwkvseg.data.io import PICTURE_SUFFIXES
-from rwkvseg.data.layouts import CaseFiles
 from rwkvseg.data.pretraining import draw_mask, read_rgb, training_view, validation_view
+from rwkvseg.data.splits import PARTS
 from rwkvseg.data.transforms import sample_generator
 from rwkvseg.errors import DataError, RecipeError
-from rwkvseg.training.datamodule import Draw, make_loader, number_of_workers, sampler_of
+from rwkvseg.training.items import Draw
+from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
 from rwkvseg.training.pretrain_recipe import PictureSource, PretrainRecipe
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data, part_files
@@ -133,10 +134,7 @@ def _parts_of_recipe(name: str, source: PictureSource, path: Path | None) -> dic
     if path is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
     folder, _, split = open_recipe_data(recipe)
-    return {
-        part: [_picture(name, case) for case in part_files(folder, split, part)]
-        for part in ("train", "val", "test")
-    }
+    return {part: [_picture(name, case) for case in part_files(folder, split, part)] for part in PARTS}
 
 
 def _picture(name: str, case: CaseFiles) -> Picture:

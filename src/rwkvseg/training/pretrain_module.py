@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rwkvseg.models.pretraining import reconstruction_loss
-from rwkvseg.training.module import RecipeModule, laid_out
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
+from rwkvseg.training.recipe_module import RecipeModule, laid_out
 
 
 class PretrainModule(RecipeModule):

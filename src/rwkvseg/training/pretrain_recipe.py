@@ -1,23 +1,23 @@
 """A recipe of a pre-training: which pictures, which encoder, which task, how long."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rwkvseg.data.pretraining import PictureSettings
 from rwkvseg.models.rwkv_unet import STRIDE
 from rwkvseg.training.recipe import ModelSettings, OptimizerSettings
-from rwkvseg.training.recipe_file import RecipeFile, Settings, Workers
+from rwkvseg.training.recipe_file import PathBeside, RecipeFile, Settings, Workers
 
 
 class PictureSource(Settings):
     """Pictures without labels: the training part of a segmentation recipe, or those of a plain folder."""
 
     path: Path | None = None  # data folder; None: data.path
-    recipe: Path | None = None  # segmentation recipe, relative to this one: its training part, nothing else
+    recipe: PathBeside | None = None  # segmentation recipe: its training part, nothing else
     changes: tuple[str, ...] = ()  # to that recipe, as `rwkvseg train --set` takes them
-    list: Path | None = None  # of a plain folder: text file of paths below it, relative to this recipe
+    list: PathBeside | None = None  # of a plain folder: text file of paths below it
     held_out_only: bool = False  # of a recipe: take no picture, only guard its validation and test parts
 
     @model_validator(mode="after")
@@ -103,17 +103,3 @@ class PretrainRecipe(RecipeFile):
         if self.task == "masked" and all(source.held_out_only for source in sources):
             raise ValueError("task 'masked' needs a data source with pictures in data.sources")
         return self
-
-    def beside(self, folder: Path) -> Self:
-        """Copy whose sources' relative `recipe` and `list` start from `folder`."""
-        sources = {name: _beside(source, folder) for name, source in self.data.sources.items()}
-        return self.model_copy(update={"data": self.data.model_copy(update={"sources": sources})})
-
-
-def _beside(source: PictureSource, folder: Path) -> PictureSource:
-    absolute: dict[str, Any] = {
-        key: (folder / value).resolve()
-        for key in ("recipe", "list")
-        if (value := getattr(source, key)) is not None and not value.is_absolute()
-    }
-    return source.model_copy(update=absolute)

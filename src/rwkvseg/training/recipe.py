@@ -4,18 +4,16 @@ It is read from YAML, checked once, and written unchanged into the run folder.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rwkvseg.data.transforms import Augmentation, Preprocessing
+from rwkvseg.data.preprocessing import Preprocessing
+from rwkvseg.data.transforms import Augmentation
 from rwkvseg.errors import UsageError
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.registry import list_models
-from rwkvseg.training.recipe_file import RecipeFile, Settings, Workers
-
-Positive = Field(gt=0)
-AnySettings = TypeVar("AnySettings", bound=Settings)
+from rwkvseg.training.recipe_file import PathBeside, RecipeFile, Settings, Workers
 
 
 class DataSettings(Settings):
@@ -63,7 +61,7 @@ class SplitSettings(Settings):
 
     rule: Literal["paper", "grouped", "official"] = "paper"
     seed: int = Field(0, ge=0)
-    file: Path | None = None  # relative to the recipe
+    file: PathBeside | None = None
     fold: int | None = Field(None, ge=0)  # of nnU-Net's splits_final.json
 
     @model_validator(mode="after")
@@ -78,7 +76,7 @@ class ModelSettings(Settings):
 
     name: str = "rwkv_unet_tiny"
     overrides: dict[str, Any] = Field(default_factory=dict)
-    encoder_weights: Path | None = None  # to start from; relative to the recipe
+    encoder_weights: PathBeside | None = None  # to start from
     freeze_encoder: bool = False  # neither weights nor batch statistics of the encoder change
 
     @field_validator("name")
@@ -188,19 +186,3 @@ class Recipe(RecipeFile):
         ):
             raise ValueError("augmentation.flip_slices and through_plane are of volumes: drop them")
         return self
-
-    def beside(self, folder: Path) -> Self:
-        """Copy whose relative `split.file` and `model.encoder_weights` start from `folder`."""
-        return self.model_copy(
-            update={
-                "split": _resolve(self.split, "file", folder),
-                "model": _resolve(self.model, "encoder_weights", folder),
-            }
-        )
-
-
-def _resolve(settings: AnySettings, key: str, folder: Path) -> AnySettings:
-    file = getattr(settings, key)
-    if file is None or file.is_absolute():
-        return settings
-    return settings.model_copy(update={key: (folder / file).resolve()})

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from rwkvseg.errors import RecipeError
+from rwkvseg.errors import RecipeError, one_line
 
 
 def _not_negative(workers: int | str) -> int | str:
@@ -20,6 +20,15 @@ YAML_FAULTS = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: ValueError for dates and numbers that are none, and text that is not UTF-8."""
 
 _MOST_VALUES = 20_000
+
+
+def _from_the_recipes_folder(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return path if folder is None or path.is_absolute() else (folder / path).resolve()
+
+
+PathBeside = Annotated[Path, AfterValidator(_from_the_recipes_folder)]
+"""Of a file that comes with a recipe: `RecipeFile.from_file` takes it relative to the recipe's folder."""
 
 Workers = Annotated[int | Literal["auto"], AfterValidator(_not_negative)]
 
@@ -37,14 +46,16 @@ class RecipeFile(Settings):
     description: str = ""
 
     @classmethod
-    def from_mapping(cls, content: Mapping[str, Any], *, source: str = "recipe") -> Self:
-        """Check `content`.
+    def from_mapping(
+        cls, content: Mapping[str, Any], *, source: str = "recipe", folder: Path | None = None
+    ) -> Self:
+        """Check `content`, whose relative paths of files that come with it start from `folder`.
 
         Raises:
             RecipeError: names every bad key with its value and what is allowed.
         """
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content, context={"folder": folder})
         except ValidationError as error:
             raise RecipeError(_explain(error, source, cls)) from error
 
@@ -61,11 +72,7 @@ class RecipeFile(Settings):
         content = _read_yaml(path)
         for change in changes:
             _apply_change(content, change)
-        return cls.from_mapping(content, source=str(path)).beside(path.parent)
-
-    def beside(self, folder: Path) -> Self:
-        """Copy whose relative paths of files that come with the recipe start from `folder`."""
-        return self
+        return cls.from_mapping(content, source=str(path), folder=path.parent)
 
     def to_yaml(self) -> str:
         """Text of the recipe; `from_file` of it gives an equal recipe."""
@@ -83,7 +90,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
     except YAML_FAULTS as error:
         raise RecipeError(
-            f"the recipe {path} is not valid YAML: {_one_line(error)}. Mend that line."
+            f"the recipe {path} is not valid YAML: {one_line(error)}. Mend that line."
         ) from error
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds no keys. Start from one in recipes/.")
@@ -162,7 +169,3 @@ def _is_group(annotation: Any) -> bool:
 def _short(value: Any, limit: int = 120) -> str:
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= limit else text[:limit] + "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,26 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from rwkvseg.training.datamodule import SegmentationItems
+from rwkvseg.training.items import SegmentationItems
 
 SHARE = 0.05  # of the GPU's free memory, for each part: what `rwkvseg plan` estimates too much leaves room
 
 
-def fits(items: "SegmentationItems", device: torch.device) -> bool:
+def fits(items: SegmentationItems, device: torch.device) -> bool:
     """Whether the items lie in memory, have one shape and leave the GPU `device` enough room; no CPU does."""
-    if device.type != "cuda" or not items.in_memory or not len(items):
+    if device.type != "cuda" or not items.in_memory or len(items.shapes_in_memory) != 1:
         return False
-    shapes = {items.pair(position)[0].shape for position in range(len(items))}
-    if len(shapes) > 1:
-        return False
-    channels, *sides = shapes.pop()
+    ((channels, *sides),) = items.shapes_in_memory
     return resident_bytes(len(items), channels, sides) <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
@@ -42,7 +38,7 @@ class ResidentItems(Dataset[dict[str, Any]]):
         device: where they are kept, as long as this lives.
     """
 
-    def __init__(self, items: "SegmentationItems", device: torch.device) -> None:
+    def __init__(self, items: SegmentationItems, device: torch.device) -> None:
         self.items, self.device = items, device
         image, label = items.pair(0)
         self._images = torch.empty(len(items), *image.shape, device=device)

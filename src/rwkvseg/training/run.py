@@ -11,9 +11,10 @@ from rich.console import Console
 from torch import nn
 
 from rwkvseg import __version__
-from rwkvseg.data.layouts import DataFolder, read_case
+from rwkvseg.data.layouts import DataFolder
+from rwkvseg.data.preprocessing import Preprocessing, normalise
+from rwkvseg.data.reading import read_case
 from rwkvseg.data.splits import Split
-from rwkvseg.data.transforms import Preprocessing, normalise
 from rwkvseg.data.volumes import plan_grid
 from rwkvseg.errors import RecipeError
 from rwkvseg.inference.device import choose_device
@@ -24,16 +25,15 @@ from rwkvseg.inference.predictor import Predictor
 from rwkvseg.models.registry import create_model
 from rwkvseg.output import write_json
 from rwkvseg.progress import progress_bar
-from rwkvseg.training.checkpoints import SafeCheckpointIO, checkpoint_callbacks
+from rwkvseg.training.checkpoints import SafeCheckpointIO, best_path, checkpoint_callbacks, last_path
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.fusion import FusionHistory, read_sections
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
-from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
-from rwkvseg.training.trainer import build_trainer
+from rwkvseg.training.trainer import train_or_resume
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Run:
 
     def read_data(self) -> SegmentationData:
         """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
-        with progress_bar(self.console, "reading cases", sum(map(len, self._parts().values()))) as advance:
+        with progress_bar(self.console, "reading cases", sum(map(len, self.split.parts.values()))) as advance:
             data = SegmentationData(
                 self.folder.cases,
                 self.split,
@@ -112,9 +112,6 @@ class _Run:
         with progress_bar(self.console, "fingerprint", len(self.split.train)) as advance:
             describe_run(self.out, self.recipe, folder, self.split, self.device, on_case=advance)
 
-    def _parts(self) -> dict[str, tuple[str, ...]]:
-        return {part: getattr(self.split, part) for part in ("train", "val", "test")}
-
     def fit(self, network: nn.Module, data: SegmentationData) -> History:
         """Train from the start or from the last checkpoint; `network` then holds the last epoch's weights."""
         settings = self.recipe.training
@@ -123,23 +120,17 @@ class _Run:
         )
         history = History(self.out)
         saving = checkpoint_callbacks(
-            self.out / "checkpoints", every=settings.checkpoint_every, validate_every=settings.validate_every
+            self.out, every=settings.checkpoint_every, validate_every=settings.validate_every
         )
-        last = self.out / "checkpoints" / "last.ckpt"
-        with quiet_lightning():
-            trainer = build_trainer(
-                self.out,
-                self.device,
-                [history, FusionHistory(self.out), TrainingProgress(self.console), *saving],
-                self.recipe,
-            )
-            resumed = last if last.exists() else None
-            with keyboard_interrupt_passes(trainer):
-                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        train_or_resume(
+            module,
+            data,
+            self.recipe,
+            out=self.out,
+            device=self.device,
+            callbacks=[history, FusionHistory(self.out), TrainingProgress(self.console), *saving],
+        )
         torch.backends.cudnn.benchmark = False  # single images of many sizes are to follow
-        if not last.exists() or trainer.current_epoch % settings.checkpoint_every:
-            with quiet_lightning():
-                trainer.save_checkpoint(last)
         return history
 
     def build_network(self) -> nn.Module:
@@ -172,7 +163,7 @@ class _Run:
 
     def _encoder_weights(self) -> Path | None:
         # a run that goes on has all its weights in its checkpoint
-        resumed = (self.out / "checkpoints" / "last.ckpt").exists()
+        resumed = last_path(self.out).exists()
         return None if resumed else self.recipe.model.encoder_weights
 
     def finish(
@@ -180,13 +171,13 @@ class _Run:
     ) -> RunResult:
         """Export the reported checkpoint, evaluate it on val and test, write the summary."""
         if self.recipe.training.report == "best":
-            state = SafeCheckpointIO().load_checkpoint(self.out / "checkpoints" / "best.ckpt")["state_dict"]
+            state = SafeCheckpointIO().load_checkpoint(best_path(self.out))["state_dict"]
             weights = {name.removeprefix("network."): value for name, value in state.items()}
             network.load_state_dict(weights, strict=True)
         description = save_model(self.out / "model", network, self._description(preprocessing))
         predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
         evaluations = {
-            part: self._evaluate(predictor, part) for part in ("val", "test") if getattr(self.split, part)
+            part: self._evaluate(predictor, part) for part in ("val", "test") if self.split.parts[part]
         }
         metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
         write_description(self.out / "model", description.model_copy(update={"metrics": metrics}))
@@ -211,7 +202,7 @@ class _Run:
             protocol={
                 "recipe": recipe.name,
                 "split": {"rule": split.rule, "seed": split.seed},
-                "cases": {part: len(cases) for part, cases in self._parts().items()},
+                "cases": {part: len(cases) for part, cases in self.split.parts.items()},
                 "epochs": recipe.training.epochs,
                 "checkpoint": recipe.training.report,
                 "seed": recipe.training.seed,
@@ -260,20 +251,15 @@ class _Run:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def _summary(self, network: nn.Module, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
         scored = [row for row in history.rows if row["val_dsc"] is not None]
         best = max(scored, key=lambda row: row["val_dsc"] or 0.0, default=None)
-        seconds = float(history.rows[-1]["seconds"] or 0.0)
-        images = int(history.rows[-1]["step"] or 0) * self.recipe.training.batch_size
         return {
             "recipe": self.recipe.name,
             "model": self.recipe.model.name,
             "checkpoint": self.recipe.training.report,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "epochs": len(history.rows),
-            "training_seconds": seconds,
-            "images_per_second": round(images / seconds, 1) if seconds else None,  # validation included
-            "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            **history.cost(self.recipe.training.batch_size, self.device),
             "best_epoch": int(best["epoch"] or 0) + 1 if best else None,
             "best_val_dsc_on_network_grid": best["val_dsc"] if best else None,
             "results": metrics,

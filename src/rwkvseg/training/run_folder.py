@@ -20,10 +20,11 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.fingerprint_reader import take_fingerprint_of
-from rwkvseg.data.layouts import CaseFiles, DataFolder, open_data
+from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
-from rwkvseg.errors import DataError, RecipeError, UsageError
+from rwkvseg.errors import DataError, RecipeError, UsageError, one_line
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
@@ -89,13 +90,22 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
         RecipeError: the recipe differs from the run's.
         DataError: split or files differ from the run's, or its description cannot be read.
     """
-    described = out / DESCRIPTION
-    if not described.exists():
+    if not holds_run(out, resume=resume):
         return
-    if not resume:
-        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
-    require_same_recipe(described, recipe)
+    require_same_recipe(out / DESCRIPTION, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
+
+
+def holds_run(out: Path, *, resume: bool) -> bool:
+    """Whether a run is there, which is to be resumed.
+
+    Raises:
+        UsageError: it is not to be resumed.
+    """
+    found = (out / DESCRIPTION).exists()
+    if found and not resume:
+        raise UsageError(f"{out} already holds a run. Continue it with --resume, or choose another --out.")
+    return found
 
 
 def describe_run(
@@ -139,7 +149,7 @@ def _training_fingerprint(
 def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
     """Cases of one part, in the order of the split."""
     by_id = {case.id: case for case in folder.cases}
-    return [by_id[case] for case in getattr(split, part)]
+    return [by_id[case] for case in split.parts[part]]
 
 
 def require_same_recipe(
@@ -154,8 +164,9 @@ def require_same_recipe(
     try:
         old = _flatten(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(recipe)))
     except (OSError, AttributeError, *YAML_FAULTS) as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {told}. Start a new run with another --out.") from error
+        raise DataError(
+            f"cannot read {path}: {one_line(error)}. Start a new run with another --out."
+        ) from error
     new = _flatten(recipe.model_dump(mode="json"))
     # where data and split file lie may change; what they hold is checked by the cases' checksums.
     # Encoder weights are read at the start only

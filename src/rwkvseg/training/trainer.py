@@ -4,11 +4,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from rwkvseg.training.checkpoints import SafeCheckpointIO
+from rwkvseg.training.checkpoints import SafeCheckpointIO, last_path
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
+from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.recipe import Recipe
+
+
+def train_or_resume(
+    module: LightningModule,
+    data: LightningDataModule,
+    recipe: Recipe | PretrainRecipe,
+    *,
+    out: Path,
+    device: torch.device,
+    callbacks: list[Any],
+    devices: int = 1,
+) -> None:
+    """Train from the start, or on from the last checkpoint of the run folder `out`; that of the end stays."""
+    last = last_path(out)
+    with quiet_lightning():
+        trainer = build_trainer(out, device, callbacks, recipe, devices=devices)
+        resumed = last if last.exists() else None
+        with keyboard_interrupt_passes(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        if not last.exists() or trainer.current_epoch % recipe.training.checkpoint_every:
+            trainer.save_checkpoint(last)
 
 
 def build_trainer(

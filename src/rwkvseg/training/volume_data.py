@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 
 from rwkvseg.data.augmentation import draw_numbers
 from rwkvseg.data.case import Case
-from rwkvseg.data.layouts import CaseFiles, read_case
+from rwkvseg.data.files import CaseFiles
+from rwkvseg.data.reading import read_case
 from rwkvseg.data.transforms import sample_generator
 from rwkvseg.data.volume_intensity import foreground_intensity
 from rwkvseg.data.volume_patches import (

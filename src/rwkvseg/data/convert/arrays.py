@@ -11,7 +11,7 @@ from rwkvseg.data.arrays import write_arrays
 from rwkvseg.data.case import Case
 from rwkvseg.data.convert.nnunet_msd import geometry
 from rwkvseg.data.convert.plan import Item, Plan
-from rwkvseg.data.convert.result import Done, channel_names, write_folds, write_groups, write_labels
+from rwkvseg.data.convert.result import Done, write_folds, write_groups, write_labels
 from rwkvseg.data.convert.scale import MOST
 from rwkvseg.data.io import Label
 from rwkvseg.data.preprocessing import Preprocessing, slice_axis
@@ -95,7 +95,7 @@ def finish(root: Path, plan: Plan, done: Sequence[Done]) -> list[str]:
         ids = [one for case in kept if case.part == part for one in case.ids]
         if ids:
             write_text(root / "lists" / name, "\n".join(ids) + "\n")
-    write_labels(root, plan, kept, plan.channels or channel_names(plan, kept))
+    write_labels(root, plan, kept)
     write_groups(root, kept)
     notes = [NO_PARTS] if all(item.part is None for item in plan.items) else []
     folds = write_folds(root, plan, kept, val=False)

@@ -13,7 +13,7 @@ import numpy as np
 from rwkvseg.data.case import Case
 from rwkvseg.data.convert.nnunet_msd import geometry
 from rwkvseg.data.convert.plan import Item, Plan, stem_in_part
-from rwkvseg.data.convert.result import Done, channel_names, write_folds, write_groups, write_labels
+from rwkvseg.data.convert.result import Done, write_folds, write_groups, write_labels
 from rwkvseg.data.convert.scale import Scale, choose_scale
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix, write_label_map
@@ -143,7 +143,7 @@ def finish(root: Path, plan: Plan, done: Sequence[Done]) -> list[str]:
     Raises:
         DataError: channels and labels that do not fit.
     """
-    write_labels(root, plan, done, plan.channels or channel_names(plan, done))
+    write_labels(root, plan, done)
     folds = write_folds(root, plan, done, val=False)
     write_groups(root, done)
     notes = [folds] if folds else []

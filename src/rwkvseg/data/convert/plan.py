@@ -11,9 +11,11 @@ import numpy as np
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, name_some
-from rwkvseg.data.layouts import DataFolder, detect_layout, find_inputs, held_back, open_data
+from rwkvseg.data.inputs import find_inputs
+from rwkvseg.data.layout_detection import detect_layout
+from rwkvseg.data.layouts import DataFolder, held_back, open_data
 from rwkvseg.data.reading import label_values, read_case, read_case_label
-from rwkvseg.data.splits import PARTS, read_split
+from rwkvseg.data.splits import read_split
 from rwkvseg.data.transunet import SLICE
 from rwkvseg.errors import DataError, GeometryError
 
@@ -84,8 +86,8 @@ def make_plan(
     whole = len(cases)
     if options.split is not None:
         split = read_split(options.split, cases, options.fold)
-        parts = {case: part for part in PARTS for case in getattr(split, part)}
-        cases = [replace(case, part=parts[case.id]) for case in cases if case.id in parts]
+        part_of = split.part_of
+        cases = [replace(case, part=part_of[case.id]) for case in cases if case.id in part_of]
     elif any(case.part for case in cases):
         cases = [replace(case, part=case.part or "train") for case in cases]
     stacks = folder.layout == "transunet" and options.to in ("nnunet", "msd")

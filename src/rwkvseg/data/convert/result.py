@@ -53,8 +53,13 @@ def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
     return plan.channels or (("R", "G", "B") if number == 3 else tuple(f"channel {i}" for i in range(number)))
 
 
-def write_labels(root: Path, plan: Plan, done: Sequence[Done], channels: Sequence[str]) -> None:
-    """Write labels.json: labels, channel names and licence for layouts that have no place for them."""
+def write_labels(root: Path, plan: Plan, done: Sequence[Done]) -> None:
+    """Write labels.json: labels, channel names and licence for layouts that have no place for them.
+
+    Raises:
+        DataError: nothing names the channels, and cases differ in their number.
+    """
+    channels = plan.channels or channel_names(plan, done)
     content: dict[str, Any] = {"labels": plan.labels, "channel_names": numbered(channels)}
     write_json(root / "labels.json", content | licence_of(plan))
 

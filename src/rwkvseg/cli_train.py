@@ -1,0 +1,94 @@
+"""`rwkvseg train`, `pretrain` and `demo`: networks learn."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rwkvseg.cli_console import say, show_summary
+from rwkvseg.cli_options import (
+    ChangesOption,
+    DataOption,
+    Device,
+    DeviceOption,
+    ResumeOption,
+    RunOption,
+    changes_of,
+)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")],
+    data: DataOption = None,
+    out: RunOption = None,
+    device: DeviceOption = Device.auto,
+    changes: ChangesOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Train a network by a recipe, test it, and write a run folder.
+
+    Examples:
+        rwkvseg train recipes/kvasir_seg_tiny_scratch.yaml --data Kvasir-SEG -o runs/kvasir
+
+        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG --set training.epochs=20
+
+        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG -o runs/kvasir --resume
+    """
+    from rwkvseg.training.recipe import Recipe
+    from rwkvseg.training.run import train as run_training
+
+    content = Recipe.from_file(recipe, changes=changes_of(changes, data))
+    folder = out or Path("runs") / content.name
+    console = Console()
+    result = run_training(content, folder, device=device.value, resume=resume, console=console)
+    for part, evaluation in result.evaluations.items():
+        show_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
+        say(console, f"report: {evaluation.report}")
+    say(console, f"model:  {folder / 'model'}")
+
+
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/pretrain_*.yaml.")],
+    data: DataOption = None,
+    out: RunOption = None,
+    device: DeviceOption = Device.auto,
+    changes: ChangesOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Train an encoder alone, to classify pictures or to paint hidden parts of them, and keep its weights.
+
+    Examples:
+        rwkvseg pretrain recipes/pretrain_imagenet_tiny.yaml --data imagenet -o runs/imagenet
+
+        rwkvseg pretrain recipes/pretrain_masked_kvasir_tiny.yaml --data Kvasir-SEG --set training.epochs=100
+    """
+    from rwkvseg.training.pretrain import pretrain as run_pretraining
+    from rwkvseg.training.pretrain_recipe import PretrainRecipe
+
+    content = PretrainRecipe.from_file(recipe, changes=changes_of(changes, data))
+    folder = out or Path("runs") / content.name
+    console = Console()
+    result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)
+    for path in result.encoders:
+        say(console, f"encoder: {path}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for data, run and report.")] = Path("demo"),
+    device: DeviceOption = Device.auto,
+    seed: Annotated[int, typer.Option(help="Of the data and of the training.", min=0)] = 0,
+) -> None:
+    """Make the built-in data, train the tiny network for about two minutes, test it, picture the result.
+
+    Example:
+        rwkvseg demo -o demo
+    """
+    from rwkvseg.training.demo import run_demo
+
+    console = Console()
+    result = run_demo(out, device=device.value, seed=seed, console=console)
+    evaluation = result.evaluations["test"]
+    show_summary(console, evaluation.summary, title=f"{len(evaluation.summary.cases)} unseen test cases")
+    say(console, f"pictures: {evaluation.report}")
+    say(console, f"model:    {result.folder / 'model'}")
