@@ -42,6 +42,7 @@ from rwkvseg.cli_options import (
 from rwkvseg.cli_plan import plan
 from rwkvseg.errors import RWKVSegError, UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.models.counting import Cost
@@ -104,7 +105,9 @@ def train(
     console = Console()
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
     for part, evaluation in result.evaluations.items():
-        print_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
+        print_summary(
+            console, evaluation.summary, title=f"{part} ({counted(len(evaluation.summary.cases), 'case')})"
+        )
         _say(console, f"report: {evaluation.report}")
     _say(console, f"model:  {folder / 'model'}")
 
@@ -197,7 +200,7 @@ def predict(
     seconds = sum(item.seconds for item in done)
     _say(
         console,
-        f"{len(done)} label map{'s' * (len(done) != 1)} in {out}, {seconds:.1f} s on {predictor.device}",
+        f"{counted(len(done), 'label map')} in {out}, {seconds:.1f} s on {predictor.device}",
     )
 
 
@@ -232,7 +235,7 @@ def convert_published(
     if done.num_classes is None:
         _say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
     else:
-        classes = f"{done.num_classes} class{'es' if done.num_classes > 1 else ''}"
+        classes = counted(done.num_classes, "class", "classes")
         _say(console, f"model:   {done.path} ({done.model}, {classes})")
     _say(console, f"licence: {LICENCE}")
 

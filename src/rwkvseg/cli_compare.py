@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rwkvseg.wording import counted
+
 if TYPE_CHECKING:
     from rwkvseg.evaluation.compare import Comparison
 
@@ -83,7 +85,7 @@ def _print(comparison: "Comparison") -> None:
     if not console.is_terminal:  # a file has no edge to break lines at
         console.width = max(console.width, 120)
     first = comparison.runs[0]
-    tables = {f"{len(first.cases)} cases": result_table(comparison)} | {
+    tables = {counted(len(first.cases), "case"): result_table(comparison)} | {
         f"{metric.upper()}: difference from {first.label}": difference_table(comparison, metric)
         for metric in METRICS
     }

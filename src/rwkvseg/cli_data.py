@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg.cli_convert import convert
-from rwkvseg.cli_options import FoldOption, told_cases
+from rwkvseg.cli_options import FoldOption
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.findings import Finding
@@ -163,11 +164,11 @@ def _print_findings(console: Console, result: "Verification") -> None:
 def _summary(result: "Verification") -> str:
     """What was looked at, and how many findings of each severity there are."""
     parts = ", ".join(f"{part or 'no part'} {number}" for part, number in result.parts.items())
-    held = told_cases(sum(result.parts.values())) + (f" ({parts})" if set(result.parts) != {None} else "")
-    groups = f", {result.groups} groups" if result.groups else ""
-    counts = (
-        f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in result.counts.items()
+    held = counted(sum(result.parts.values()), "case") + (
+        f" ({parts})" if set(result.parts) != {None} else ""
     )
+    groups = f", {counted(result.groups, 'group')}" if result.groups else ""
+    counts = (counted(number, severity) for severity, number in result.counts.items())
     found = ", ".join(counts) if result.findings else "nothing wrong found"
     return f"{result.root}: layout {result.layout}, {held}{groups}; {found}"
 

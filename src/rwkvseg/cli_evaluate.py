@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_options import told_cases
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.both import Both
@@ -78,7 +78,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    print_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
+    print_summary(console, result.summary, title=counted(len(result.summary.cases), "case"))
     _print_ends(console, result, result.report)
 
 
@@ -106,7 +106,7 @@ def _print_both(console: Console, both: "Both") -> None:
     from rwkvseg.evaluation.both_report import parting_sentences, side_by_side
 
     _widen(console, 160)
-    table = Table(title=told_cases(len(both.strict.cases)), title_justify="left")
+    table = Table(title=counted(len(both.strict.cases), "case"), title_justify="left")
     heads, rows = side_by_side(both)
     for heading in heads:
         table.add_column(escape(heading), justify="left" if heading == "class" else "right")

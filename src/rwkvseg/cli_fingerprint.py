@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.fingerprint import Fingerprint
@@ -51,8 +52,7 @@ def fingerprint(
     if found.unreadable:
         for case in found.unreadable[:SHOWN]:
             typer.echo(f"not read: {case.why}", err=True)
-        number = len(found.unreadable)
-        what = f"{number} case{'s' * (number > 1)} could not be read"
+        what = f"{counted(len(found.unreadable), 'case')} could not be read"
         typer.echo(f"{what}; `rwkvseg data verify {shlex.quote(str(folder))}` tells more.", err=True)
         sys.exit(1)
 

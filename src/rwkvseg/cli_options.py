@@ -119,8 +119,3 @@ def volume_options(overlap: float, *, mirror: bool, max_memory: str | None) -> "
         mirror=(0, 1, 2) if mirror else (),
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
-
-
-def told_cases(number: int) -> str:
-    """Number of cases, in words."""
-    return f"{number} case{'s' * (number != 1)}"

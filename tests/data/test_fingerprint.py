@@ -234,7 +234,7 @@ def test_slices_are_those_of_the_preprocessing(spacing):
 def test_a_folder_without_labels_says_so(tmp_path, folder):
     (tmp_path / folder).mkdir()
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / folder / "a.png")
-    with pytest.raises(DataError, match=r"holds 1 images and no label"):
+    with pytest.raises(DataError, match=r"holds 1 image and no label"):
         take_fingerprint(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         take_fingerprint(tmp_path / "nowhere")

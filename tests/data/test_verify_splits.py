@@ -121,7 +121,7 @@ def test_parts_of_the_folder_and_held_back_labels(pictures, tmp_path):
     shutil.copy(picture(pictures, 2), root / "test" / "images" / "new.png")
     assert found(root)["duplicate_across"][0].cases == ("test_new", "train_phantom-0002")
     shutil.rmtree(root / "train" / "masks")
-    assert "have no masks" in found(root)["missing_label"][0].what
+    assert "without masks" in found(root)["missing_label"][0].what
 
 
 def test_a_held_back_nnunet_part_that_repeats_training_images(volumes):

@@ -40,7 +40,7 @@ def test_planned_recipes_train_at_once(name, shared_data, tmp_path, rwkvseg):
     code, out, err = train_shortly(rwkvseg, recipe, split, tmp_path)
     assert code == 0, err
     assert (tmp_path / "run" / "model" / "model.json").exists()
-    assert "test (1 cases)" in out
+    assert "test (1 case)" in out
 
 
 def train_shortly(rwkvseg, recipe: Path, split, folder: Path):

@@ -270,7 +270,7 @@ def test_data_that_moved_is_accepted_and_changed_data_refused(run_copy, phantom,
     before = unchanged(run_copy)
     changed = moved / "masks" / "phantom-0003.png"
     shutil.copy(moved / "masks" / "phantom-0004.png", changed)
-    with pytest.raises(DataError, match=r"1 cases differ .* the first is 'phantom-0003'") as caught:
+    with pytest.raises(DataError, match=r"1 case differs .* the first is 'phantom-0003'") as caught:
         train(Recipe.from_mapping(small_recipe(moved)), run_copy, device="cpu", resume=True)
     assert caught.value.exit_code == 1
     assert unchanged(run_copy) == before
@@ -281,7 +281,7 @@ def test_another_split_is_refused(run_copy, phantom, tmp_path):
     split["train"], split["test"] = split["train"][1:], [*split["test"], split["train"][0]]
     (tmp_path / "split.json").write_text(json.dumps(split))
     content = small_recipe(phantom) | {"split": {"file": str(tmp_path / "split.json")}}
-    with pytest.raises(DataError, match="1 cases differ"):
+    with pytest.raises(DataError, match="1 case differs"):
         train(Recipe.from_mapping(content), run_copy, device="cpu", resume=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkvseg.data.io import case_id, case_suffix, holds_arrays
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's CASE_0000
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_gt")
@@ -90,13 +91,13 @@ def refuse_unpaired(
     """Raise DataError when either list is not empty."""
     if without_label:
         raise DataError(
-            f"{len(without_label)} images in {images} have no label in {labels}: {name_some(without_label)}. "
-            "Add the labels under the same names, or move these images out."
+            f"{counted(len(without_label), 'image')} in {images} without label in {labels}: "
+            f"{name_some(without_label)}. Add the labels under the same names, or move these images out."
         )
     if without_image:
         raise DataError(
-            f"{len(without_image)} labels in {labels} have no image in {images}: {name_some(without_image)}. "
-            "Add the images under the same names, or move these labels out."
+            f"{counted(len(without_image), 'label')} in {labels} without image in {images}: "
+            f"{name_some(without_image)}. Add the images under the same names, or move these labels out."
         )
 
 
@@ -116,8 +117,8 @@ def group_channels(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     wrong = [case for case, found in channels.items() if sorted(found) != list(range(number))]
     if wrong:
         raise DataError(
-            f"{len(wrong)} cases lack some of the channels 0000..{number - 1:04d}: {name_some(wrong)}. "
-            "Add those files."
+            f"{counted(len(wrong), 'case lacks', 'cases lack')} some of the channels "
+            f"0000..{number - 1:04d}: {name_some(wrong)}. Add those files."
         )
     return {case: tuple(found[index] for index in range(number)) for case, found in channels.items()}
 
@@ -181,7 +182,8 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
     missing = [case.id for case in ordered if case.id not in groups]
     if missing:
         raise DataError(
-            f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
+            f"{path} lists no group for {counted(len(missing), 'case')}: {name_some(missing)}. "
+            "Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
 

@@ -18,6 +18,7 @@ from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.listing import list_folder
 from rwkvseg.data.reading import WHITE, read_case
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 
 def take_fingerprint(
@@ -55,7 +56,9 @@ def take_fingerprint_of(
             on_case(done, len(folder.cases))
     if not gathered.cases:
         why = unreadable[0].why
-        raise DataError(f"none of the {len(unreadable)} cases of {folder.root} can be read. The first: {why}")
+        raise DataError(
+            f"none of {counted(len(unreadable), 'case')} of {folder.root} can be read. The first: {why}"
+        )
     return _sum_up(folder, gathered, unreadable)
 
 
@@ -77,7 +80,7 @@ def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
         if any(case.labels for case in cases):
             raise
         raise DataError(
-            f"{root} holds {len(cases)} images and no label, so there is nothing to learn from. "
+            f"{root} holds {counted(len(cases), 'image')} and no label, so there is nothing to learn from. "
             "Put label maps under the images' names into masks/ (images/) or labelsTr/ (imagesTr/)."
         ) from error
 

@@ -29,6 +29,7 @@ from rwkvseg.data.published import beside_images, is_beside, pair_folders, read_
 from rwkvseg.data.reading import read_case
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet, read_transunet
 from rwkvseg.errors import DataError, UsageError
+from rwkvseg.wording import counted
 
 __all__ = ["CaseFiles", "DataFolder", "find_inputs", "open_data", "read_case"]
 
@@ -137,8 +138,8 @@ def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]
         raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
     if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
         raise DataError(
-            f"{path} holds {len(found)} pictures or NIfTI volumes among DICOM files. "
-            "Put them into folders of their own."
+            f"{path} holds {counted(len(found), 'picture or NIfTI volume', 'pictures or NIfTI volumes')} "
+            "among DICOM files. Put them into folders of their own."
         )
     return found
 

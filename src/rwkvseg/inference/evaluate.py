@@ -22,6 +22,7 @@ from rwkvseg.evaluation.summary import Summary, summarise
 from rwkvseg.inference.evaluation_context import Context, Grid, Record, Spacing, digest_of, read_record
 from rwkvseg.inference.predictor import LabelMap
 from rwkvseg.output import write_json
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def pair_files(
     if orphans:
         some = ", ".join(orphans[:5])
         raise DataError(
-            f"{len(orphans)} of {len(predicted)} predictions have no truth in {truth}: {some}. "
+            f"{len(orphans)} of {counted(len(predicted), 'prediction')} without truth in {truth}: {some}. "
             "Give the truths of exactly these cases, under the same names."
         )
     pictured = {files.id: files.images for files in images if files.series is None}

@@ -35,6 +35,7 @@ from rwkvseg.training.pretrain_recipe import PretrainRecipe
 from rwkvseg.training.quiet import keyboard_interrupt_passes, quiet_lightning
 from rwkvseg.training.run_folder import DESCRIPTION, require_same_recipe
 from rwkvseg.training.trainer import build_trainer
+from rwkvseg.wording import counted
 
 # Lightning starts the other processes of a run on several devices by the same command, with their rank set
 FIRST_PROCESS = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -152,9 +153,9 @@ class _Pretraining:
 
     def _say_what_is_seen(self) -> None:
         pictures = self.pictures
-        text = f"{len(pictures.train)} pictures to train on"
+        text = f"{counted(len(pictures.train), 'picture')} to train on"
         if pictures.val:
-            text += f", {len(pictures.val)} to validate, {len(pictures.classes)} classes"
+            text += f", {len(pictures.val)} to validate, {counted(len(pictures.classes), 'class', 'classes')}"
         left_out = len(pictures.record.get("left_out_as_equal_to", {}))
         text += f"; {left_out} left out: equal to held-out ones" if left_out else ""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)

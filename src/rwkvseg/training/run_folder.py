@@ -30,6 +30,7 @@ from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.recipe_file import YAML_FAULTS, RecipeFile
+from rwkvseg.wording import counted
 
 DESCRIPTION = "recipe.yaml"
 ENCODER = "encoder.json"  # which weights the run began with
@@ -76,8 +77,8 @@ def require_parts(split: Split) -> None:
     """Raise DataError where a split leaves too little to train on or nothing to validate."""
     if len(split.train) < 2 or not split.val:
         raise DataError(
-            f"the split leaves {len(split.train)} cases to train on and {len(split.val)} to validate. "
-            "At least 2 and 1 are needed: add cases, or give a split file."
+            f"the split leaves {counted(len(split.train), 'case')} to train on and {len(split.val)} to "
+            "validate. At least 2 and 1 are needed: add cases, or give a split file."
         )
 
 
@@ -190,7 +191,8 @@ def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:
     differing = sorted(case for case in old.keys() | new.keys() if old.get(case) != new.get(case))
     if differing:
         raise DataError(
-            f"{len(differing)} cases differ from those the run began with, the first is '{differing[0]}'. "
+            f"{counted(len(differing), 'case differs', 'cases differ')} from those the run began with, the "
+            f"first is '{differing[0]}'. "
             "Restore the files and the split, or start a new run with another --out."
         )
 

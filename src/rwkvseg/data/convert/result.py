@@ -12,6 +12,7 @@ from rwkvseg.data.convert.plan import Plan
 from rwkvseg.data.files import GROUP_IN_ID, read_json_list
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_json, write_text
+from rwkvseg.wording import counted
 
 SPLITS = "splits_final.json"
 
@@ -47,8 +48,8 @@ def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
     number = next(iter(numbers))
     if plan.channels is not None and len(plan.channels) != number:
         raise DataError(
-            f"images have {number} channels, {len(plan.channels)} are named: {', '.join(plan.channels)}. "
-            "Name each once with --channel."
+            f"images have {counted(number, 'channel')}, {len(plan.channels)} named: "
+            f"{', '.join(plan.channels)}. Name each once with --channel."
         )
     return plan.channels or (("R", "G", "B") if number == 3 else tuple(f"channel {i}" for i in range(number)))
 
