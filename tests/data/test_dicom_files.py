@@ -128,9 +128,7 @@ def test_what_is_no_image_is_passed_over_and_named(tmp_path, caplog):
     (files,) = find_inputs(written.folder)
     assert len(files.images) == 5
     assert "passed over 2 files, no DICOM: notes.txt, numbers" in caplog.text
-    assert (
-        "passed over 2 files, DICOM without an image to segment: DICOMDIR, rtplan.dcm" in caplog.text
-    )
+    assert "passed over 2 files, DICOM without an image to segment: DICOMDIR, rtplan.dcm" in caplog.text
 
 
 def test_names_never_meet(tmp_path):
