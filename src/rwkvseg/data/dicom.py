@@ -163,9 +163,9 @@ def _require_volume(instances: Sequence[Instance], name: str) -> None:
         first = without[0]
         frames = f", {first.shape[0]} frames" if first.shape[0] > 1 else ""
         raise DataError(
-            f"{name}: {len(without)} of {counted(len(instances), 'file')} without a place in space (ImagePositionPatient), "
-            f"such as {first.path.name}{frames}. They make no volume (a film, or pictures): "
-            "give single pictures, or leave them out."
+            f"{name}: {len(without)} of {counted(len(instances), 'file')} without a place in space "
+            f"(ImagePositionPatient), such as {first.path.name}{frames}. They make no volume "
+            "(a film, or pictures): give single pictures, or leave them out."
         )
     mosaic = next((instance for instance in instances if instance.is_mosaic), None)
     if mosaic is not None:

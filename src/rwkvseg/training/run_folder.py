@@ -33,6 +33,7 @@ from rwkvseg.training.recipe_file import YAML_FAULTS, RecipeFile
 from rwkvseg.wording import counted
 
 DESCRIPTION = "recipe.yaml"
+SPLIT = "split.json"
 ENCODER = "encoder.json"  # which weights the run began with
 
 
@@ -120,10 +121,18 @@ def describe_run(
     if recipe.model.encoder_weights is not None:
         write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
-    write_split(out / "split.json", split)
+    write_split(out / SPLIT, split)
     write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
     write_json(out / "fingerprint.json", _training_fingerprint(folder, split, on_case))
-    write_text(out / DESCRIPTION, recipe.to_yaml())
+    write_text(out / DESCRIPTION, _with_own_split(recipe).to_yaml())
+
+
+def _with_own_split(recipe: Recipe) -> Recipe:
+    """Recipe that names the run's copy of its split file, which is there wherever the run is moved to."""
+    if recipe.split.file is None:
+        return recipe
+    own = recipe.split.model_copy(update={"file": Path(SPLIT), "fold": None})
+    return recipe.model_copy(update={"split": own})
 
 
 def _training_fingerprint(
@@ -144,7 +153,7 @@ def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFile
 
 
 def require_same_recipe(
-    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file")
+    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file", "split.fold")
 ) -> None:
     """Refuse a recipe that differs from the one in `path`, except in the keys `free`.
 
