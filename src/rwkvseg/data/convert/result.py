@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.convert.plan import Plan
+from rwkvseg.data.convert.plan import Item, Plan
 from rwkvseg.data.files import GROUP_IN_ID, read_json_list
+from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix
+from rwkvseg.data.pictures import left_behind
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_json, write_text
 from rwkvseg.wording import counted
@@ -33,6 +35,12 @@ class Done:
     """What the target cannot hold of this case."""
     record: dict[str, Any] = field(default_factory=dict)
     """What is noted of it, such as its spacing."""
+
+
+def unread(item: Item) -> list[str]:
+    """What the pictures of an item hold that no case does, and that a file written anew lacks."""
+    paths = [path for files in item.sources for path in files.images if case_suffix(path) in PICTURE_SUFFIXES]
+    return list(dict.fromkeys(what for path in paths for what in left_behind(path)))
 
 
 def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
