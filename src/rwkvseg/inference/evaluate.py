@@ -10,9 +10,15 @@ import nibabel
 import numpy as np
 
 from rwkvseg.data.files import MASK_ENDINGS, list_images, with_groups
-from rwkvseg.data.io import case_id, read_image, read_label
+from rwkvseg.data.io import case_id, read_label
 from rwkvseg.data.layouts import CaseFiles, detect_layout, find_inputs, open_data
-from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
+from rwkvseg.data.reading import (
+    AFFINE_TOLERANCE,
+    check_label_values,
+    label_values,
+    read_case_label,
+    read_to_show,
+)
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
 from rwkvseg.evaluation.regions import Regions, resolve_regions
@@ -34,7 +40,7 @@ class Pair:
     truth: Path
     files: CaseFiles
     """Of the truth."""
-    image: tuple[Path, ...] = ()
+    image: CaseFiles | None = None
     group: str | None = None
 
 
@@ -230,13 +236,13 @@ def pair_files(
             f"{len(orphans)} of {counted(len(predicted), 'prediction')} without truth in {truth}: {some}. "
             "Give the truths of exactly these cases, under the same names."
         )
-    pictured = {files.id: files.images for files in images if files.series is None}
+    pictured = {files.id: files for files in images}
     pairs = []
     for case, path in sorted(predicted.items()):
         files = known[case]
         assert files.label is not None
         pairs.append(
-            Pair(case, path, files.label, files, files.images or pictured.get(case, ()), files.group)
+            Pair(case, path, files.label, files, files if files.images else pictured.get(case), files.group)
         )
     return pairs, sorted(set(known) - set(predicted)), labels
 
@@ -264,8 +270,9 @@ def _find_truths(
 def _recorded_images(record: Record) -> tuple[CaseFiles, ...]:
     """Images where `predict` found them; they are only for the pictures, so their absence is no fault."""
     try:
-        return find_inputs(Path(record.images)) if record.images else ()
-    except (DataError, MissingExtraError):
+        series = tuple(record.dicom_series.values())
+        return find_inputs(Path(record.images), series) if record.images else ()
+    except (DataError, MissingExtraError, UsageError):
         return ()
 
 
@@ -321,7 +328,9 @@ def _write_files(out: Path, result: Evaluation, pairs: Sequence[Pair], tolerance
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
-        image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
+        image_files={
+            pair.case: str(pair.image.images[0]) for pair in pairs if pair.image and pair.image.series is None
+        },
         tolerance=tolerance,
         context=context.to_json(),
     )
@@ -344,7 +353,7 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
     prediction, reference, spacing = _read_pair(pair, labels)
     image, affine = np.full((1, *reference.shape), 128, np.uint8), None
     if pair.image:
-        read, _, found_affine = read_image(pair.image[0], channels_last=True)
+        read, found_affine = read_to_show(pair.image)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
     return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)

@@ -37,6 +37,7 @@ class Record(BaseModel):
     images: str = ""
     model: dict[str, Any] = {}
     resize: Resize = Resize()
+    dicom_series: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
