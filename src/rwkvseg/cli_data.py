@@ -129,14 +129,16 @@ def download(
 
     dataset = get_dataset(name)
     if dataset.download is None:
+        where = dataset.told("citation" if dataset.source is None else "source")
         raise DataError(
-            f"there is no open link to '{name}' whose checksum is known. Get it from its owners "
-            f"({dataset.told('source')}; licence: {dataset.told('licence')}), then: {dataset.prepare}."
+            f"there is no open link to {dataset.name} whose checksum is known. Get it from its owners: "
+            f"{where}. Licence: {dataset.told('licence')}. Lay it out: {dataset.prepare}. "
+            "Then look at it: rwkvseg data verify DIR."
         )
     console = Console()
     for field in ("licence", "citation"):
         _say(console, f"{field + ':':<9} {dataset.told(field)}")
-    with progress_bar(Console(stderr=True), f"fetching {name}") as advance:
+    with progress_bar(Console(stderr=True), f"fetching {dataset.name}") as advance:
         folder = fetch(dataset.download, out, advance)
     _say(console, f"data:     {folder}")
 

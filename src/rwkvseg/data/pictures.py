@@ -65,7 +65,7 @@ def left_behind(path: Path) -> tuple[str, ...]:
         UnreadableFileError: as `read_picture`.
     """
     picture = _decode(path, pixels=False)
-    stored = " ".join(str(tile) for tile in picture.tile)
+    stored = " ".join(str(tile) for tile in getattr(picture, "tile", ()))
     lost = {
         "transparency (alpha): colours and greys are kept as they stand beneath it": (
             picture.mode in ALPHA or "transparency" in picture.info

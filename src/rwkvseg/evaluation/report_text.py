@@ -122,8 +122,8 @@ def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
         sentences.append(f"{what} none of the classes and {verb} no mean.{_cases(unscored)}")
     without = [case.case for case in summary.cases if math.isnan(case.hd95)]
     if without:
-        number = f"{len(without)} of {counted(len(summary.cases), 'case')}"
-        sentences.append(f"No HD95: {number}.{_cases(without)}")
+        told = f"{len(without)} of {counted(len(summary.cases), 'case')}"
+        sentences.append(f"No HD95: {told}.{_cases(without)}")
     return sentences
 
 
