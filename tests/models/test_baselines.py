@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from onnx_files import check_onnx, open_onnx, write_onnx
 from rwkvseg.errors import MissingExtraError, ShapeError, UsageError
-from rwkvseg.evaluation import report
 from rwkvseg.models import create_model, list_models
 from rwkvseg.models.baselines import BaselineConfig, PaddedNetwork
-from rwkvseg.training import history
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import small_recipe
@@ -70,11 +68,9 @@ def test_a_model_folder_restores_it(name: str, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("name", NAMES)
-def test_one_changed_line_of_a_recipe_trains_it(name: str, phantom, tmp_path, monkeypatch) -> None:
-    # plots take most of the time of so small a run, and others test them
-    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
+def test_one_changed_line_of_a_recipe_trains_it(name: str, phantom, tmp_path) -> None:
     recipe = small_recipe(phantom, epochs=1, steps_per_epoch=2)
     recipe["model"] = {"name": name, "overrides": overrides_of(name)}
     result = train(Recipe.from_mapping(recipe), tmp_path / "run", device="cpu")

@@ -72,6 +72,7 @@ def steps(recipe, number=2, batch=2):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("name", ["phantom", "phantom_3d"])
 def test_a_planned_recipe_trains_without_edits(name, request, tmp_path):
     """Cut to two steps for time only."""

@@ -10,7 +10,7 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 
-pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
+pytestmark = [pytest.mark.shared_data, pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 SETS = {
     "Task04_Hippocampus": (3, "urwkv3d_tiny", [48, 64, 48], (208, 26, 26)),

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from rwkvseg import cli
 from rwkvseg.errors import DataError, ModelFileError, RecipeError, UsageError
-from rwkvseg.evaluation import report
-from rwkvseg.training import history
 from rwkvseg.training import run as run_module
 from rwkvseg.training.history import History
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import files_below, small_recipe
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 class Stopped(Exception):
@@ -78,13 +78,6 @@ def interrupt_and_resume(data, out, monkeypatch, after, *, before_saving=False, 
     assert not (out / "summary.json").exists()
     torch.manual_seed(999)  # what the process did before must not matter
     train(recipe_of(data, **training), out, device="cpu", resume=True)
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Plots take most of the time of so small a run, and others test them."""
-    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")
