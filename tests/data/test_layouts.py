@@ -361,6 +361,17 @@ def test_ids_that_name_patients_are_groups(tmp_path, names, groups):
     assert found == dict(zip(names, groups, strict=True))
 
 
+def test_ids_name_patients_behind_the_name_of_a_part(tmp_path):
+    for part, names in (("train", ["patient1_a", "patient1_b"]), ("test", ["patient2_a"])):
+        write_pictures(tmp_path / part, len(names), names=names)
+    found = {case.id: case.group for case in open_data(tmp_path).cases}
+    assert found == {
+        "test_patient2_a": "patient2",
+        "train_patient1_a": "patient1",
+        "train_patient1_b": "patient1",
+    }
+
+
 @pytest.mark.parametrize(
     ("data", "given"), [("d", "."), ("a b/d", "."), ("d", "d/images"), ("d", "d/masks")], ids=str
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_folders import write_pictures
 from rwkvseg.data.io import read_image
 from rwkvseg.data.verify import verify_data
 from rwkvseg.errors import DataError
@@ -80,6 +81,15 @@ def test_groups_that_ids_tell(pictures):
     names = [f"patient{index // 2:03d}_frame{index:02d}" for index in range(20)]
     split = write_split(pictures, train=names[:15], val=names[15:18], test=names[18:])
     assert only(pictures, "group_across", split).cases == ("patient007_frame14", "patient007_frame15")
+
+
+def test_a_patient_in_two_folders_of_parts(tmp_path):
+    """Ids begin with the name of the part there, not with the patient's."""
+    for part, names in (("train", ["patient1_a", "patient2_a"]), ("test", ["patient1_b", "patient3_a"])):
+        write_pictures(tmp_path / part, 2, names=names)
+    (finding,) = found(tmp_path)["group_across"]
+    assert finding.cases == ("test_patient1_b", "train_patient1_a")
+    assert finding.what == "group patient1 is in test (1 case) and train (1 case)"
 
 
 def test_groups_file_with_faults(pictures):

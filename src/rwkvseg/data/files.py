@@ -189,8 +189,18 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
 
 
 def _groups_in_ids(cases: Sequence[CaseFiles]) -> Mapping[str, str]:
-    found = {case.id: match[1] for case in cases if (match := GROUP_IN_ID.match(case.id))}
+    found = {case.id: group for case in cases if (group := group_in_id(case.id, case.part))}
     return found if len(set(found.values())) < len(found) == len(cases) else {}
+
+
+def group_in_id(name: str, part: str | None = None) -> str | None:
+    """Patient or video that an id names; the folder of a part, which ids may begin with, is left aside.
+
+    >>> group_in_id("patient007_frame01"), group_in_id("val_patient007_frame01", "val"), group_in_id("7")
+    ('patient007', 'patient007', None)
+    """
+    match = GROUP_IN_ID.match(name.removeprefix(f"{part}_") if part else name)
+    return match[1] if match else None
 
 
 def groups_file(root: Path) -> Path | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rwkvseg.data.files import (
     CHANNEL,
-    GROUP_IN_ID,
     MASK_ENDINGS,
+    group_in_id,
     groups_file,
     is_image_name,
     name_some,
@@ -278,8 +278,7 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
-        groups = {case: match[1] for case, match in matches.items() if match}
+        groups = {case.id: group for case in listing.cases if (group := group_in_id(case.id, case.part))}
     else:
         try:
             groups = read_groups(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvseg.data.convert.plan import Item, Plan
-from rwkvseg.data.files import GROUP_IN_ID, read_json_list
+from rwkvseg.data.files import group_in_id, read_json_list
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix
 from rwkvseg.data.pictures import left_behind
 from rwkvseg.errors import DataError
@@ -86,8 +86,7 @@ def write_groups(root: Path, done: Sequence[Done]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "group"))
     for case in done:
-        match = GROUP_IN_ID.match(case.source)
-        group = case.group or (match[1] if match else case.source)
+        group = case.group or group_in_id(case.source, case.part) or case.source
         writer.writerows((name, group) for name in case.ids)
     write_text(root / "groups.csv", text.getvalue())
 
