@@ -104,6 +104,16 @@ def rwkvseg(
 
 
 @pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take most of the time of a small run; tests/evaluation and the ends of runs test them."""
+    from rwkvseg.evaluation import report
+    from rwkvseg.training import history
+
+    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
+    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
+
+
+@pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     """Stand-in for a full disk: within it no file of this process may grow beyond so many bytes."""
 

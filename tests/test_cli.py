@@ -174,10 +174,10 @@ class TestTrain:
     def test_an_image_without_mask_and_a_mask_without_image(self, train, data):
         path = mask_of(data)
         path.rename(data / "kept.png")
-        assert f"1 images in {data / 'images'} have no label" in train(1)
+        assert f"1 image in {data / 'images'} without label" in train(1)
         (data / "kept.png").rename(path)
         (data / "images" / path.name).unlink()
-        assert f"1 labels in {data / 'masks'} have no image" in train(1)
+        assert f"1 label in {data / 'masks'} without image" in train(1)
 
     @pytest.mark.parametrize("part", ["train", "val", "test"])
     def test_a_mask_of_another_size(self, train, data, part):
@@ -244,7 +244,7 @@ class TestTrain:
     def test_resuming_with_other_data(self, fails, recipe, run_copy, data):
         edit(mask_of(data), lambda values: values[::-1])
         err = fails(1, "train", recipe, "-o", run_copy, "--device", "cpu", "--resume")
-        assert "1 cases differ from those the run began with" in err
+        assert "1 case differs from those the run began with" in err
 
     def test_a_full_disk_at_the_checkpoint(
         self, fails, recipe, tmp_path, file_size_limit, rwkvseg, small_run
@@ -360,7 +360,7 @@ class TestPredict:
         (tmp_path / "some").mkdir()
         Image.new("L", (20, 20)).save(tmp_path / "some" / "a.png")
         err = predict(1, inputs=tmp_path / "some", more=("--part", "test"))
-        assert "2 of 2 cases of the part 'test' are not in the input" in err
+        assert "2 of 2 cases of the part 'test' not in the input" in err
         (run_copy / "split.json").write_text("{")
         assert "is not valid JSON" in predict(1, model=run_copy, more=("--part", "test"))
 

@@ -87,6 +87,8 @@ def test_info_tells_what_is_known_and_what_is_not(rwkvseg):
     _, out, _ = rwkvseg("data", "info", "goals", "--json")
     entry = json.loads(out)
     assert (entry["parts"], entry["licence"], entry["labels"]) == ([100, 100, 100], None, None)
+    code, out, _ = rwkvseg("data", "info", "Task04 Hippocampus")
+    assert (code, out.splitlines()[0]) == (0, "name:        hippocampus")
     code, out, err = rwkvseg("data", "info", "nothing")
     assert (code, out) == (2, "")
     assert err.startswith("error: unknown data set 'nothing'. Choose one of synapse, acdc,")

@@ -112,7 +112,7 @@ def test_plan_of_folders_that_cannot_be_trained_on(rwkvseg, tmp_path):
     for folder in ("imagesTr", "labelsTr"):
         Image.fromarray(np.zeros((9, 9), np.uint8)).save(mixed / folder / "flat.png")
     for folder, message in (
-        (unlabelled, "holds 1 images and no label"),
+        (unlabelled, "holds 1 image and no label"),
         (one, "1 labelled case: at least 3 are needed"),
         (mixed, "mixes pictures (flat) and volumes (case000)"),
         (tmp_path / "nowhere", "does not exist"),

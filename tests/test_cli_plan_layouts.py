@@ -13,6 +13,8 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 SIZE = (40, 36)
 RNG = np.random.default_rng(0)
 

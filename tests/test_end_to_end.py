@@ -17,6 +17,7 @@ from rwkvseg.evaluation.metrics import dice, hausdorff_95
 from rwkvseg.training import demo as demo_module
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
+from rwkvseg.training.run_folder import open_recipe_data
 from small import files_below, small_recipe
 
 
@@ -143,16 +144,24 @@ def test_a_recipe_of_a_run_trains_again(rwkvseg, small_run, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (small_run / name).read_bytes()
 
 
-def test_a_split_file_beside_the_recipe(phantom, tmp_path):
-    split = {part: [f"phantom-{i:04d}" for i in ids] for part, ids in
-             {"train": range(5), "val": range(5, 7), "test": ()}.items()}  # fmt: skip
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    content = small_recipe(phantom, epochs=1) | {"split": {"file": "split.json"}}
+def test_a_split_file_beside_the_recipe_is_kept_in_the_run(phantom, tmp_path):
+    folds = [
+        {"train": [f"phantom-{i:04d}" for i in ids], "val": ["phantom-0008"]} for ids in ((0, 1), (2, 5, 7))
+    ]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    content = small_recipe(phantom, epochs=1) | {"split": {"file": "splits_final.json", "fold": 1}}
     recipe = Recipe.from_file(write_recipe(tmp_path / "r.yaml", content))
+    split = open_recipe_data(recipe)[2]
+    assert split.train == tuple(folds[1]["train"])
     result = train(recipe, tmp_path / "run", device="cpu")
     assert list(result.evaluations) == ["val"]  # no test part, no test
-    again = Recipe.from_file(tmp_path / "run" / "recipe.yaml")
-    assert again == recipe
+    assert str(tmp_path) not in (tmp_path / "run" / "recipe.yaml").read_text().replace(str(phantom), "")
+    (tmp_path / "splits_final.json").unlink()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    again = Recipe.from_file(moved / "recipe.yaml")
+    assert again.split.file == moved / "split.json"
+    assert open_recipe_data(again)[2] == split
+    assert train(again, moved, device="cpu", resume=True).summary["results"] == result.summary["results"]
 
 
 def test_structures_that_no_validation_case_holds(tmp_path):

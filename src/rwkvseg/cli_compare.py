@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from rwkvseg.cli_console import say, show_table, widen
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.compare import Comparison
@@ -82,7 +83,7 @@ def _print(comparison: "Comparison") -> None:
     console = Console()
     widen(console, 120)
     first = comparison.runs[0]
-    tables = {f"{len(first.cases)} cases": result_table(comparison)} | {
+    tables = {counted(len(first.cases), "case"): result_table(comparison)} | {
         f"{metric.upper()}: difference from {first.label}": difference_table(comparison, metric)
         for metric in METRICS
     }

@@ -61,8 +61,3 @@ def show_summary(console: Console, summary: "Summary", *, title: str) -> None:
             *outcomes,
         )
     console.print(table)
-
-
-def told_cases(number: int) -> str:
-    """Number of cases, in words."""
-    return f"{number} case{'s' * (number != 1)}"

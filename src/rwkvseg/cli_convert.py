@@ -11,6 +11,7 @@ from rwkvseg.cli_console import say
 from rwkvseg.cli_options import FoldOption
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.convert import Converted
@@ -81,7 +82,7 @@ def _tell(console: Console, result: "Converted") -> None:
     """Print what was made and what was lost."""
     parts = ", ".join(f"{part} {number}" for part, number in result.parts.items() if part)
     resumed = f", {result.resumed} of them before" if result.resumed else ""
-    say(console, f"{result.folder}: {result.cases} cases{f' ({parts})' if parts else ''}{resumed}")
+    say(console, f"{result.folder}: {counted(result.cases, 'case')}{f' ({parts})' if parts else ''}{resumed}")
     for line in result.lost:
         say(console, f"lost in {line}")
     for line in result.notes:

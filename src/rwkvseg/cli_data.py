@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_console import say, told_cases
+from rwkvseg.cli_console import say
 from rwkvseg.cli_convert import convert
 from rwkvseg.cli_options import DataFolderArgument, FoldOption, JsonListOption
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.findings import Finding
@@ -129,14 +130,16 @@ def download(
 
     dataset = get_dataset(name)
     if dataset.download is None:
+        where = dataset.told("citation" if dataset.source is None else "source")
         raise DataError(
-            f"there is no open link to '{name}' whose checksum is known. Get it from its owners "
-            f"({dataset.told('source')}; licence: {dataset.told('licence')}), then: {dataset.prepare}."
+            f"there is no open link to {dataset.name} whose checksum is known. Get it from its owners: "
+            f"{where}. Licence: {dataset.told('licence')}. Lay it out: {dataset.prepare}. "
+            "Then look at it: rwkvseg data verify DIR."
         )
     console = Console()
     for field in ("licence", "citation"):
         say(console, f"{field + ':':<9} {dataset.told(field)}")
-    with progress_bar(Console(stderr=True), f"fetching {name}") as advance:
+    with progress_bar(Console(stderr=True), f"fetching {dataset.name}") as advance:
         folder = fetch(dataset.download, out, advance)
     say(console, f"data:     {folder}")
 
@@ -164,11 +167,11 @@ def _print_findings(console: Console, result: "Verification") -> None:
 def _summary(result: "Verification") -> str:
     """What was looked at, and how many findings of each severity there are."""
     parts = ", ".join(f"{part or 'no part'} {number}" for part, number in result.parts.items())
-    held = told_cases(sum(result.parts.values())) + (f" ({parts})" if set(result.parts) != {None} else "")
-    groups = f", {result.groups} groups" if result.groups else ""
-    counts = (
-        f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in result.counts.items()
+    held = counted(sum(result.parts.values()), "case") + (
+        f" ({parts})" if set(result.parts) != {None} else ""
     )
+    groups = f", {counted(result.groups, 'group')}" if result.groups else ""
+    counts = (counted(number, severity) for severity, number in result.counts.items())
     found = ", ".join(counts) if result.findings else "nothing wrong found"
     return f"{result.root}: layout {result.layout}, {held}{groups}; {found}"
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say, show_summary, show_table, told_cases, widen
+from rwkvseg.cli_console import say, show_summary, show_table, widen
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.evaluation.both import Both
@@ -74,7 +75,7 @@ def evaluate(
     with progress_bar(console, "evaluating") as advance:
         rules: Protocol = "strict" if protocol is ScoringRules.strict else "transunet"
         result = run_evaluation(predictions, truth, out, protocol=rules, on_case=advance, **shared)
-    show_summary(console, result.summary, title=told_cases(len(result.summary.cases)))
+    show_summary(console, result.summary, title=counted(len(result.summary.cases), "case"))
     _print_ends(console, result, result.report)
 
 
@@ -103,6 +104,6 @@ def _print_both(console: Console, both: "Both") -> None:
 
     widen(console, 160)
     headings, rows = side_by_side(both)
-    show_table(console, told_cases(len(both.strict.cases)), headings, rows, words=["class"])
+    show_table(console, counted(len(both.strict.cases), "case"), headings, rows, words=["class"])
     for sentence in parting_sentences(both):
         say(console, sentence)

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_console import say, show_table, told_cases, widen
+from rwkvseg.cli_console import say, show_table, widen
 from rwkvseg.cli_options import DataFolderArgument, JsonOption
 from rwkvseg.progress import progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.fingerprint import Fingerprint
@@ -53,7 +54,7 @@ def fingerprint(
     if found.unreadable:
         for case in found.unreadable[:SHOWN]:
             typer.echo(f"not read: {case.why}", err=True)
-        what = f"{told_cases(len(found.unreadable))} could not be read"
+        what = f"{counted(len(found.unreadable), 'case')} could not be read"
         typer.echo(f"{what}; `rwkvseg data verify {shlex.quote(str(folder))}` tells more.", err=True)
         sys.exit(1)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rwkvseg.cli_console import say
 from rwkvseg.cli_options import CountedSizeOption, JsonListOption, Variant
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.models.counting import Cost
@@ -40,7 +41,7 @@ def convert_published(
     if done.num_classes is None:
         say(console, f"encoder: {done.path} ({done.model}; train with model.encoder_weights: {done.path})")
     else:
-        classes = f"{done.num_classes} class{'es' if done.num_classes > 1 else ''}"
+        classes = counted(done.num_classes, "class", "classes")
         say(console, f"model:   {done.path} ({done.model}, {classes})")
     say(console, f"licence: {LICENCE}")
 

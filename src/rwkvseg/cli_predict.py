@@ -22,6 +22,7 @@ from rwkvseg.cli_options import (
 )
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import CaseProgress, progress_bar
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from rwkvseg.data.files import CaseFiles
@@ -83,7 +84,7 @@ def predict(
         )
     if report is not None:
         write_report_json(report, predictor, protocol.value, done)
-    made = f"{len(done)} label map{'s' * (len(done) != 1)} in {out}"
+    made = f"{counted(len(done), 'label map')} in {out}"
     say(console, f"{made}, {sum(item.seconds for item in done):.1f} s on {predictor.device}")
 
 

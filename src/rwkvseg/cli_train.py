@@ -16,6 +16,7 @@ from rwkvseg.cli_options import (
     RunOption,
     changes_of,
 )
+from rwkvseg.wording import counted
 
 
 def train(
@@ -43,7 +44,9 @@ def train(
     console = Console()
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
     for part, evaluation in result.evaluations.items():
-        show_summary(console, evaluation.summary, title=f"{part} ({len(evaluation.summary.cases)} cases)")
+        show_summary(
+            console, evaluation.summary, title=f"{part} ({counted(len(evaluation.summary.cases), 'case')})"
+        )
         say(console, f"report: {evaluation.report}")
     say(console, f"model:  {folder / 'model'}")
 

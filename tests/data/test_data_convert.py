@@ -304,7 +304,7 @@ def test_cases_without_label_are_inputs(parted, tmp_path):
         parted / "labelsTr" / "patient000_frame01.nii.gz", parted / "labelsTs" / "patient005_frame01.nii.gz"
     )
     with pytest.raises(
-        DataError, match="1 cases of the part test have no label, others have: patient006_frame01"
+        DataError, match="1 case of the part test without label, others with one: patient006_frame01"
     ):
         convert_data(parted, tmp_path / "i", Options(to="images"))
 
@@ -316,7 +316,7 @@ def test_a_split_file_gives_the_parts(parted, tmp_path):
     for layout in ("transunet", "nnunet"):
         done = convert_data(parted, tmp_path / layout, Options(to=layout, split=tmp_path / "s.json"))
         assert done.parts == {"train": 2, "val": 1, "test": 1}
-        assert "3 cases that the split does not name are left out" in done.notes
+        assert "3 cases that the split does not name left out" in done.notes
     cases = open_data(tmp_path / "transunet").cases
     assert [case.id for case in cases if case.part == "val"] == ["patient002_frame01"]
     assert len([case for case in cases if case.part == "train"]) == 10
@@ -438,7 +438,7 @@ def test_what_a_target_cannot_hold_is_refused(tmp_path, parted):
         with pytest.raises(DataError, match=message):
             convert_data(two, tmp_path / f"to_{layout}", Options(to=layout))
         assert not (tmp_path / f"to_{layout}").exists()
-    with pytest.raises(DataError, match="images have 1 channels, 2 are named: CT, MR"):
+    with pytest.raises(DataError, match="images have 1 channel, 2 named: CT, MR"):
         convert_data(parted, tmp_path / "n", Options(to="nnunet", channels=("CT", "MR")))
 
 

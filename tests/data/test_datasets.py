@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,47 @@ def test_every_file_describes_one_set():
     modules = {module.name for module in pkgutil.iter_modules(datasets.__path__)} - {"description"}
     assert modules == set(DATASETS)
     assert len(DATASETS) == 13
-    with pytest.raises(UsageError, match=r"unknown data set 'kvasir'. Choose one of synapse, acdc"):
-        get_dataset("kvasir")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("Kvasir-SEG", "kvasir_seg"),
+        ("kvasir seg", "kvasir_seg"),
+        ("KVASIR", "kvasir_seg"),
+        ("ISIC 2017", "isic2017"),
+        ("CVC-ClinicDB", "cvc_clinicdb"),
+        ("ClinicDB", "cvc_clinicdb"),
+        ("ACDC", "acdc"),
+        ("acdc-volumes", "acdc_volumes"),
+        ("Task04_Hippocampus", "hippocampus"),
+        ("btcv", "synapse"),
+    ],
+)
+def test_sets_are_known_by_their_usual_spellings(spelling, name):
+    assert get_dataset(spelling) is DATASETS[name]
+
+
+def test_no_spelling_is_of_two_sets():
+    for dataset in DATASETS.values():
+        for spelling in (dataset.name, dataset.name.replace("_", "-").upper(), *dataset.aliases):
+            assert get_dataset(spelling) is dataset
+
+
+@pytest.mark.parametrize(
+    ("unknown", "hint"),
+    [
+        ("kvasir-sge", "Did you mean kvasir_seg"),
+        ("colon-db2", "Did you mean cvc_colondb"),
+        ("hippocampous", "Did you mean hippocampus"),
+        ("nothing", "unknown data set 'nothing'. Choose one of synapse, acdc, "),
+        ("--", "unknown data set '--'. Choose one of"),
+    ],
+)
+def test_an_unknown_set_is_answered_by_those_that_come_near(unknown, hint):
+    with pytest.raises(UsageError, match=re.escape(hint)) as caught:
+        get_dataset(unknown)
+    assert str(caught.value).endswith("Choose one of " + ", ".join(DATASETS) + ".")
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=list(DATASETS))

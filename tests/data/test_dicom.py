@@ -125,7 +125,7 @@ def test_copies_are_passed_over_and_named(tmp_path, caplog):
     (tmp_path / "scan" / "more" / "copy").write_bytes(written.files[2].read_bytes())
     before = list(warnings.filters), logging.getLogger("pydicom").level
     assert read_only(tmp_path / "scan").spatial_shape == (9, 7, 5)
-    assert "1 copies passed over: copy" in caplog.text
+    assert "1 copy passed over: copy" in caplog.text
     assert (warnings.filters, logging.getLogger("pydicom").level) == before
     other = pydicom.dcmread(written.files[2])
     other.PixelData = bytes(len(other.PixelData))
@@ -151,7 +151,7 @@ def test_slices_without_a_place_are_refused(tmp_path):
             del dataset.ImagePositionPatient
 
     write_series(tmp_path / "scan", change=forget)
-    with pytest.raises(DataError, match="2 of 5 files do not say where their images lie"):
+    with pytest.raises(DataError, match="2 of 5 files without a place in space"):
         find_inputs(tmp_path / "scan")
 
 

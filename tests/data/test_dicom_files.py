@@ -127,10 +127,8 @@ def test_what_is_no_image_is_passed_over_and_named(tmp_path, caplog):
     (written.folder / ".hidden").write_text("hidden")
     (files,) = find_inputs(written.folder)
     assert len(files.images) == 5
-    assert "passed over 2 files that are no DICOM: notes.txt, numbers" in caplog.text
-    assert (
-        "passed over 2 files that are DICOM without an image to segment: DICOMDIR, rtplan.dcm" in caplog.text
-    )
+    assert "passed over 2 files, no DICOM: notes.txt, numbers" in caplog.text
+    assert "passed over 2 files, DICOM without an image to segment: DICOMDIR, rtplan.dcm" in caplog.text
 
 
 def test_names_never_meet(tmp_path):
@@ -167,7 +165,7 @@ def test_a_folder_without_any(tmp_path):
 def test_pictures_among_dicom_are_refused(tmp_path):
     written = write_series(tmp_path / "ct")
     Image.new("L", (3, 3)).save(written.folder / "preview.png")
-    with pytest.raises(DataError, match="holds 1 pictures or NIfTI volumes among DICOM files"):
+    with pytest.raises(DataError, match="holds 1 picture or NIfTI volume among DICOM files"):
         find_inputs(written.folder)
 
 

@@ -189,8 +189,13 @@ def test_the_command(server, tmp_path, rwkvseg, monkeypatch):
     assert f"data:     {tmp_path / 'Set'}" in printed
     code, _, err = rwkvseg("data", "download", "synapse", "-o", tmp_path)
     assert code == 1
-    assert "no open link to 'synapse'" in err
+    assert "no open link to synapse" in err
     assert DATASETS["synapse"].prepare in err
+    assert "owners: Bernal et al., WM-DOVA" in rwkvseg("data", "download", "CVC-ClinicDB", "-o", tmp_path)[2]
+    assert (
+        "owners: not verified. Licence: not verified."
+        in rwkvseg("data", "download", "goals", "-o", tmp_path)[2]
+    )
     assert rwkvseg("data", "download", "nothing", "-o", tmp_path)[0] == 2
     assert "Task04_Hippocampus.tar (md5:" in rwkvseg("data", "info", "hippocampus")[1]
 

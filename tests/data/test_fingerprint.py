@@ -190,7 +190,7 @@ def test_what_cannot_be_read_is_named_and_passed_over(tmp_path):
     assert "masks/case2.png" in told["case2"]
     for index in (0, 3):
         (tmp_path / "images" / f"case{index}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of the 4 cases .* The first: cannot decode .*case0\.png"):
+    with pytest.raises(DataError, match=r"none of 4 cases .* The first: cannot decode .*case0\.png"):
         take_fingerprint(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_slices_are_those_of_the_preprocessing(spacing):
 def test_a_folder_without_labels_says_so(tmp_path, folder):
     (tmp_path / folder).mkdir()
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / folder / "a.png")
-    with pytest.raises(DataError, match=r"holds 1 images and no label"):
+    with pytest.raises(DataError, match=r"holds 1 image and no label"):
         take_fingerprint(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         take_fingerprint(tmp_path / "nowhere")

@@ -70,7 +70,7 @@ def test_groups_come_from_a_two_column_file(tmp_path, name):
     (tmp_path / name).write_text("frame,sequence\n1, x\n2,y\n3,y\n")
     assert [case.group for case in open_data(tmp_path).cases] == ["x", "y"]
     (tmp_path / name).write_text("frame,sequence\n1,x\n")
-    with pytest.raises(DataError, match=rf"{name} lists no group for 1 cases: 2\."):
+    with pytest.raises(DataError, match=rf"{name} lists no group for 1 case: 2\."):
         open_data(tmp_path)
     (tmp_path / name).write_text("frame\n1\n")
     with pytest.raises(DataError, match="two columns"):
@@ -123,10 +123,10 @@ def test_nnunet_mistakes_are_named(tmp_path):
     settings(tmp_path, channel_names={"0": "CT"}, labels={"a": 1})
     volume(tmp_path / "imagesTr" / "a_0000.nii.gz")
     volume(tmp_path / "labelsTr" / "b.nii.gz")
-    with pytest.raises(DataError, match=r"1 images .* have no label .*: a\. Add"):
+    with pytest.raises(DataError, match=r"1 image .* without label .*: a\. Add"):
         open_data(tmp_path)
     volume(tmp_path / "labelsTr" / "a.nii.gz")
-    with pytest.raises(DataError, match=r"1 labels .* have no image .*: b\. Add"):
+    with pytest.raises(DataError, match=r"1 label .* without image .*: b\. Add"):
         open_data(tmp_path)
     (tmp_path / "labelsTr" / "b.nii.gz").unlink()
     assert open_data(tmp_path).labels == {"background": 0, "a": 1}
@@ -134,7 +134,7 @@ def test_nnunet_mistakes_are_named(tmp_path):
     with pytest.raises(DataError, match=r"has 2 channels a case, dataset\.json names 1"):
         open_data(tmp_path)
     volume(tmp_path / "imagesTr" / "c_0000.nii.gz")
-    with pytest.raises(DataError, match=r"1 cases lack some of the channels 0000\.\.0001: c\."):
+    with pytest.raises(DataError, match=r"1 case lacks some of the channels 0000\.\.0001: c\."):
         open_data(tmp_path)
     volume(tmp_path / "imagesTr" / "nonumber.nii.gz")
     with pytest.raises(DataError, match="lacks the channel number"):
@@ -179,12 +179,12 @@ def test_unpaired_pictures_are_counted_and_the_first_five_named(tmp_path):
         picture(tmp_path / "images" / f"{number}.png")
     picture(tmp_path / "masks" / "7.png")
     with pytest.raises(
-        DataError, match=r"7 images in .*images have no label in .*0\.png, .*4\.png and 2 more\. Add"
+        DataError, match=r"7 images in .*images without label in .*0\.png, .*4\.png and 2 more\. Add"
     ):
         open_data(tmp_path)
     for number in range(9):
         picture(tmp_path / "masks" / f"{number}.png")
-    with pytest.raises(DataError, match=r"1 labels .* have no image .*: 8\.png"):
+    with pytest.raises(DataError, match=r"1 label .* without image .*: 8\.png"):
         open_data(tmp_path)
 
 
@@ -359,6 +359,17 @@ def test_ids_that_name_patients_are_groups(tmp_path, names, groups):
             (tmp_path / folder / f"{name}.png").touch()
     found = {case.id: case.group for case in open_data(tmp_path).cases}
     assert found == dict(zip(names, groups, strict=True))
+
+
+def test_ids_name_patients_behind_the_name_of_a_part(tmp_path):
+    for part, names in (("train", ["patient1_a", "patient1_b"]), ("test", ["patient2_a"])):
+        write_pictures(tmp_path / part, len(names), names=names)
+    found = {case.id: case.group for case in open_data(tmp_path).cases}
+    assert found == {
+        "test_patient2_a": "patient2",
+        "train_patient1_a": "patient1",
+        "train_patient1_b": "patient1",
+    }
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,8 @@ def test_an_image_folder_is_listed_in_order(tmp_path):
     ("names", "said"),
     [
         (("val/a/1.png",), "train does not exist"),
-        (("train/a/1.png", "val/a/1.png"), "holds 1 classes"),
-        (("train/a/1.png", "train/b/1.png", "val/a/1.png"), "differ in 1 classes: b"),
+        (("train/a/1.png", "val/a/1.png"), "holds 1 class"),
+        (("train/a/1.png", "train/b/1.png", "val/a/1.png"), "differ in 1 class: b"),
         (("train/a/1.png", "train/b/1.png"), "val does not exist"),
     ],
 )

@@ -65,11 +65,11 @@ def test_busi_faults(busi):
     with pytest.raises(GeometryError, match=r"mask_1\.png has size 4 x 4, .*mask\.png has 3 x 4"):
         read_case(open_data(busi).cases[0], BINARY)
     picture(busi / "malignant" / "malignant (1).png")
-    with pytest.raises(DataError, match=r"1 images below .* have no mask beside them: malignant \(1\)\."):
+    with pytest.raises(DataError, match=r"1 image below .* without mask beside: malignant \(1\)\."):
         open_data(busi)
     (busi / "malignant" / "malignant (1).png").unlink()
     picture(busi / "malignant" / "malignant (1)_mask.png")
-    with pytest.raises(DataError, match=r"1 masks below .* have no image beside them"):
+    with pytest.raises(DataError, match=r"1 mask below .* without image beside"):
         open_data(busi)
     picture(busi / "malignant" / "malignant (1).png")
     picture(busi / "malignant" / "benign (1).png")

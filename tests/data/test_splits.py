@@ -66,7 +66,7 @@ def test_what_cannot_be_split_says_why():
         make_split(files("abcdefghi"), "paper")
     with pytest.raises(DataError, match=r"case a has no group\. Add groups\.csv"):
         make_split(files("abcdefghij"), "grouped")
-    with pytest.raises(DataError, match="1 groups are too few"):
+    with pytest.raises(DataError, match="1 group is too few"):
         make_split(files("abcdefghij", group="g"), "grouped")
     with pytest.raises(DataError, match="no official part"):
         make_split(files("abcdefghij"), "official")
@@ -135,7 +135,7 @@ def test_a_fold_of_nnunet(tmp_path):
     [
         (None, UsageError, r"holds 4 folds and none is chosen\. Choose 0 to 3: --fold 0"),
         (4, UsageError, r"there is no fold 4\. Choose 0 to 3"),
-        (2, DataError, "names 1 cases that the data does not have: z"),
+        (2, DataError, "names 1 case that the data does not have: z"),
         (3, DataError, r"fold 3 of .* is no object"),
     ],
 )

@@ -55,7 +55,7 @@ def test_without_lists_every_file_counts(tmp_path):
 def test_a_list_that_names_no_file_is_told(tmp_path):
     root = write_synapse(tmp_path / "s")
     (root / "test_vol_h5" / "case0002.npy.h5").unlink()
-    with pytest.raises(DataError, match=r"test_vol\.txt lists 1 cases that have no file: case0002\."):
+    with pytest.raises(DataError, match=r"test_vol\.txt lists 1 case without a file: case0002\."):
         open_data(root)
     findings = verify_data(root).findings
     assert [finding.kind for finding in findings if finding.severity == "error"] == ["missing_image"]
@@ -130,7 +130,7 @@ def test_a_split_may_name_volumes_for_their_slices(tmp_path):
     found = verify_data(data.root, path)
     assert found.parts == {"train": 4, "val": 3, "test": 1, None: 3}
     path.write_text('{"train": ["case0005"], "val": ["case0005_slice001"], "test": []}')
-    with pytest.raises(DataError, match="names 1 cases twice: case0005_slice001"):
+    with pytest.raises(DataError, match="names 1 case twice: case0005_slice001"):
         read_split(path, data.cases)
 
 

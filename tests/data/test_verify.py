@@ -121,7 +121,7 @@ def test_missing_files_of_a_listed_msd_task(volumes):
 
 def test_size(pictures):
     Image.open(picture(pictures, 6, "masks")).crop((0, 0, 30, 40)).save(picture(pictures, 6, "masks"))
-    assert only(pictures, "size").what == "is 40 x 30, phantom-0006.png is 40 x 36"
+    assert only(pictures, "size").what == "is 40 x 30, images/phantom-0006.png is 40 x 36"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_folders import write_pictures
 from rwkvseg.data.io import read_image
 from rwkvseg.data.verify import verify_data
 from rwkvseg.errors import DataError
@@ -82,6 +83,15 @@ def test_groups_that_ids_tell(pictures):
     assert only(pictures, "group_across", split).cases == ("patient007_frame14", "patient007_frame15")
 
 
+def test_a_patient_in_two_folders_of_parts(tmp_path):
+    """Ids begin with the name of the part there, not with the patient's."""
+    for part, names in (("train", ["patient1_a", "patient2_a"]), ("test", ["patient1_b", "patient3_a"])):
+        write_pictures(tmp_path / part, 2, names=names)
+    (finding,) = found(tmp_path)["group_across"]
+    assert finding.cases == ("test_patient1_b", "train_patient1_a")
+    assert finding.what == "group patient1 is in test (1 case) and train (1 case)"
+
+
 def test_groups_file_with_faults(pictures):
     (pictures / "groups.csv").write_text("id,group\nphantom-0001,a\n")
     assert "no group for 19 cases" in only(pictures, "layout").what
@@ -121,7 +131,7 @@ def test_parts_of_the_folder_and_held_back_labels(pictures, tmp_path):
     shutil.copy(picture(pictures, 2), root / "test" / "images" / "new.png")
     assert found(root)["duplicate_across"][0].cases == ("test_new", "train_phantom-0002")
     shutil.rmtree(root / "train" / "masks")
-    assert "have no masks" in found(root)["missing_label"][0].what
+    assert "without masks" in found(root)["missing_label"][0].what
 
 
 def test_a_held_back_nnunet_part_that_repeats_training_images(volumes):

@@ -128,7 +128,7 @@ def test_the_table_holds_the_means_of_each():
 def test_the_sentences_name_cases_and_reasons():
     told = parting_sentences(beside(MAPS, (0.5, 2.0)))
     assert "part in 4 of 8 structures, in 3 of 4 cases" in told[0]
-    assert any("missed: 1 structures of 1 cases (missed)" in line for line in told)
+    assert any("missed: 1 structure of 1 case (missed)" in line for line in told)
     assert told[-1] == "a note"
     many = {f"case{index:02d}": (MOVED, HELD) for index in range(12)}
     (line,) = (line for line in parting_sentences(beside(many)) if line.startswith("absent"))

@@ -102,7 +102,7 @@ def test_unscored_cases_are_left_out_and_told(tmp_path):
     dsc, hd95 = found.differences
     assert (dsc.permutation.cases, dsc.permutation.excluded) == (4, 1)
     assert (hd95.permutation.cases, hd95.permutation.excluded) == (4, 1)
-    assert any("HD95 of b: 1 cases are not scored in both runs" in sentence for sentence in notes(found))
+    assert any("HD95 of b: 1 case is not scored in both runs" in sentence for sentence in notes(found))
     json.dumps(found.to_json(), allow_nan=False)
 
 

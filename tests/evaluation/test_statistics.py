@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused():
         paired_permutation_test([1, 2, 3], [1, 2])
     with pytest.raises(ShapeError, match="one number per case"):
         bootstrap_interval([[1.0, 2.0]])
-    with pytest.raises(ShapeError, match="1 groups for 2 cases"):
+    with pytest.raises(ShapeError, match="1 group for 2 cases"):
         bootstrap_interval([1.0, 2.0], groups=["a"])
     with pytest.raises(UsageError, match="confidence 95"):
         bootstrap_interval([1.0, 2.0], confidence=95)

@@ -149,7 +149,7 @@ def test_truths_without_prediction_are_listed_and_not_scored(folders):
     assert result.not_predicted == ["b"]
     assert json.loads((root / "out" / "not_predicted.json").read_text()) == ["b"]
     assert [case.case for case in result.summary.cases] == ["a", "c"]
-    assert "1 truths without a prediction" in (root / "out" / "report.html").read_text()
+    assert "1 truth without a prediction" in (root / "out" / "report.html").read_text()
 
 
 def refused(root, error, match, **arguments):
@@ -163,7 +163,7 @@ def refused(root, error, match, **arguments):
 def test_a_prediction_without_truth_is_refused(folders):
     root, _, _ = folders
     (root / "truth" / "b.png").unlink()
-    refused(root, DataError, "1 of 3 predictions have no truth in .*truth: b")
+    refused(root, DataError, "1 of 3 predictions without truth in .*truth: b")
 
 
 def test_empty_and_missing_folders_are_refused(folders):

@@ -112,7 +112,7 @@ def test_other_cases_of_the_other_protocol_are_refused(predicted, tmp_path):
     shutil.copytree(predicted / "transunet", tmp_path / "fewer")
     next(iter(sorted((tmp_path / "fewer").glob("*.png")))).unlink()
     arguments = (predicted / "strict", predicted / "data", tmp_path / "out")
-    with pytest.raises(DataError, match="1 cases are in only one of"):
+    with pytest.raises(DataError, match="1 case is in only one of"):
         evaluate_both(*arguments, transunet_predictions=tmp_path / "fewer")
     with pytest.raises(DataError, match="nowhere is not a folder"):
         evaluate_both(*arguments, transunet_predictions=tmp_path / "nowhere")

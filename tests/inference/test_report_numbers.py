@@ -168,7 +168,7 @@ def test_the_cases_of_the_report_are_the_csv_rounded(written):
 
 def test_the_report_says_what_was_excluded_and_why_and_by_which_data_and_software(written):
     out, result, page = written
-    assert "Not scored: 1 truths without a prediction (patient02_frame6)." in page.text
+    assert "Not scored: 1 truth without a prediction (patient02_frame6)." in page.text
     for outcome, case in (("absent", "patient00_frame2"), ("missed", "patient01_frame3")):
         (line,) = re.findall(rf"1 {outcome}[^.]*\. Cases: ([^.]*)\.", page.text)
         assert line == case

@@ -16,6 +16,8 @@ from rwkvseg.training.run import train
 from rwkvseg.training.run_folder import open_recipe_data
 from small import small_recipe
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def make_data(folder, **training):
     recipe = Recipe.from_mapping(small_recipe(folder, **training))

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rwkvseg.evaluation import report
 from rwkvseg.models import create_model
-from rwkvseg.training import history
 from rwkvseg.training.fusion import fusion_section, preference, read_sections, read_weights
 from rwkvseg.training.history import History
 from rwkvseg.training.recipe import Recipe
@@ -80,13 +78,6 @@ def test_an_axis_is_named_where_it_stands_out():
     assert section.table[0] == ["block", "D (dhw)", "H (hwd)", "W (wdh)", "looks along"]
     assert section.table[1:] == [["a", "0.330", "0.600", "0.340", "H"]]
     assert section.png.startswith(b"\x89PNG")
-
-
-@pytest.fixture
-def without_plots(monkeypatch):
-    """Others test them."""
-    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 
 def table(run):

@@ -72,6 +72,7 @@ def steps(recipe, number=2, batch=2):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("name", ["phantom", "phantom_3d"])
 def test_a_planned_recipe_trains_without_edits(name, request, tmp_path):
     """Cut to two steps for time only."""
@@ -159,7 +160,7 @@ def test_what_cannot_be_planned_is_explained(tmp_path):
         plan_of(take_fingerprint(tmp_path))
     (tmp_path / "masks" / "case2.png").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"1 cases of .* cannot be read\. The first: .*case2\.png.*data verify"
+        DataError, match=r"1 case of .* cannot be read\. The first: .*case2\.png.*data verify"
     ):
         plan_of(take_fingerprint(tmp_path))
 
@@ -183,7 +184,7 @@ def test_a_split_file_is_kept_to(phantom, tmp_path):
     assert write_plan(plan, out) == [out]
     assert open_recipe_data(Recipe.from_file(out))[2].train == tuple(ids[:4])
     path.write_text(json.dumps({"train": ids[:1], "val": ids[4:5], "test": []}))
-    with pytest.raises(DataError, match="leaves 1 cases to train on"):
+    with pytest.raises(DataError, match="leaves 1 case to train on"):
         make_plan(take_fingerprint(phantom), out, OPTIONS, path)
 
 

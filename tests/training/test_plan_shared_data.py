@@ -10,7 +10,7 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 
-pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
+pytestmark = [pytest.mark.shared_data, pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 SETS = {
     "Task04_Hippocampus": (3, "urwkv3d_tiny", [48, 64, 48], (208, 26, 26)),
@@ -40,7 +40,7 @@ def test_planned_recipes_train_at_once(name, shared_data, tmp_path, rwkvseg):
     code, out, err = train_shortly(rwkvseg, recipe, split, tmp_path)
     assert code == 0, err
     assert (tmp_path / "run" / "model" / "model.json").exists()
-    assert "test (1 cases)" in out
+    assert "test (1 case)" in out
 
 
 def train_shortly(rwkvseg, recipe: Path, split, folder: Path):

@@ -126,7 +126,7 @@ def test_official_training_patients_are_not_torn_apart_to_validate():
 
 def test_parts_that_share_patients_are_refused():
     cases = [(f"{part}_p_{index}", part, "p") for part in ("train", "val") for index in range(2)]
-    with pytest.raises(DataError, match=r"the parts of data share 1 patients or videos: p\. Move .* --split"):
+    with pytest.raises(DataError, match=r"the parts of data share 1 patient or video: p\. Move .* --split"):
         plan_split(folder_of(*cases, ("train_q", "train", "q")), "x", 0)
 
 
@@ -138,7 +138,7 @@ def test_a_given_file_wins_and_its_leaks_are_told(tmp_path):
     planned = plan_split(folder, "x", 0, path)
     assert planned.split == read_split(path, folder.cases)
     assert (keys(planned), planned.files) == ({"split.file": str(path)}, {})
-    assert "beware, 1 patients or videos are in two of its parts (p0)" in planned.choices[0].why
+    assert "beware, 1 patient or video is in two of its parts (p0)" in planned.choices[0].why
     write_split(path, Split("file", 0, ("p0_0", "p0_1"), ("p1_2",), ()))
     assert "beware" not in plan_split(folder, "x", 0, path).choices[0].why
 

@@ -31,16 +31,13 @@ from rwkvseg.training.pretrain_module import PretrainModule, hits
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
 from small import OVERRIDES, files_below
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("pretrain_*.yaml"))
 
 
 class Stopped(Exception):
     """Stands for whatever ends a process."""
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_nothing_but_held_out_pictures_is_refused(segmentation, phantom, tmp_pat
         "plain": {"path": str(phantom / "images"), "list": str(tmp_path / "list.txt")},
         "guard": {"recipe": str(segmentation), "held_out_only": True},
     }
-    with pytest.raises(DataError, match="all 2 pictures are held out"):
+    with pytest.raises(DataError, match="all of 2 pictures are held out"):
         names_of(sources, batch_size=2)
 
 
@@ -148,7 +148,7 @@ def test_a_list_chooses_and_may_not_lead_outside(phantom, tmp_path):
         str(phantom / "masks" / "phantom-0001.png"),
     ):
         chosen.write_text(f"phantom-0001.png\n{line}\n")
-        with pytest.raises(DataError, match="1 of its pictures are not in it"):
+        with pytest.raises(DataError, match="1 picture of its list is not in it"):
             names_of({"a": source}, batch_size=2)
     with pytest.raises(DataError, match="cannot read the list"):
         names_of({"a": source | {"list": str(tmp_path / "absent.txt")}})

@@ -17,6 +17,8 @@ from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import OVERRIDES, small_recipe
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 @pytest.fixture
 def encoder():

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from rwkvseg import cli
 from rwkvseg.errors import DataError, ModelFileError, RecipeError, UsageError
-from rwkvseg.evaluation import report
-from rwkvseg.training import history
 from rwkvseg.training import run as run_module
 from rwkvseg.training.history import History
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
 from small import files_below, small_recipe
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 class Stopped(Exception):
@@ -78,13 +78,6 @@ def interrupt_and_resume(data, out, monkeypatch, after, *, before_saving=False, 
     assert not (out / "summary.json").exists()
     torch.manual_seed(999)  # what the process did before must not matter
     train(recipe_of(data, **training), out, device="cpu", resume=True)
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Plots take most of the time of so small a run, and others test them."""
-    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +263,7 @@ def test_data_that_moved_is_accepted_and_changed_data_refused(run_copy, phantom,
     before = unchanged(run_copy)
     changed = moved / "masks" / "phantom-0003.png"
     shutil.copy(moved / "masks" / "phantom-0004.png", changed)
-    with pytest.raises(DataError, match=r"1 cases differ .* the first is 'phantom-0003'") as caught:
+    with pytest.raises(DataError, match=r"1 case differs .* the first is 'phantom-0003'") as caught:
         train(Recipe.from_mapping(small_recipe(moved)), run_copy, device="cpu", resume=True)
     assert caught.value.exit_code == 1
     assert unchanged(run_copy) == before
@@ -281,7 +274,7 @@ def test_another_split_is_refused(run_copy, phantom, tmp_path):
     split["train"], split["test"] = split["train"][1:], [*split["test"], split["train"][0]]
     (tmp_path / "split.json").write_text(json.dumps(split))
     content = small_recipe(phantom) | {"split": {"file": str(tmp_path / "split.json")}}
-    with pytest.raises(DataError, match="1 cases differ"):
+    with pytest.raises(DataError, match="1 case differs"):
         train(Recipe.from_mapping(content), run_copy, device="cpu", resume=True)
 
 

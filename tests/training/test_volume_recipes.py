@@ -19,6 +19,8 @@ from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "recipes"
 STUDIES = yaml.safe_load((RECIPES / "studies" / "volumes.yaml").read_text())

@@ -16,9 +16,7 @@ from rwkvseg.data.nifti import write_nifti
 from rwkvseg.data.phantom import PHANTOM_LABELS, make_phantom_3d
 from rwkvseg.data.splits import Split
 from rwkvseg.errors import DataError, RecipeError
-from rwkvseg.evaluation import report
 from rwkvseg.models import create_model
-from rwkvseg.training import history
 from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.history import History
 from rwkvseg.training.module import SegmentationModule
@@ -28,12 +26,7 @@ from rwkvseg.training.run_folder import open_recipe_data, require_same_recipe
 from small import files_below, small_recipe
 from small_volumes import OVERRIDES, small_volume_recipe
 
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Plots take most of the time of so small a run, and others test them."""
-    monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
-    monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 def test_train_predict_evaluate(rwkvseg, tmp_path):

@@ -36,8 +36,11 @@ class CheckedCase:
 
     def find(self, kind: str, path: Path, what: str, cure: str) -> None:
         """Add a finding about one of the files."""
-        file = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
-        self.findings.append(Finding(kind, what, cure, (self.found.id,), file))
+        self.findings.append(Finding(kind, what, cure, (self.found.id,), self.inside(path)))
+
+    def inside(self, path: Path) -> str:
+        """Path within the data folder; as it is of a file outside."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def _compare(checked: CheckedCase, first: _Grid | None, other: _Grid) -> _Grid:
     if first is None:
         return other
     if other.shape != first.shape:
-        what = f"is {_size(other.shape)}, {first.path.name} is {_size(first.shape)}"
+        what = f"is {_size(other.shape)}, {checked.inside(first.path)} is {_size(first.shape)}"
         checked.find(
             "size", other.path, what, "Resample one to the other's grid (labels by nearest neighbour)"
         )
@@ -152,13 +155,14 @@ def _compare_affines(checked: CheckedCase, first: _Grid, other: _Grid) -> None:
     spacings = voxel_sizes(first.affine), voxel_sizes(other.affine)
     if np.abs(spacings[0] - spacings[1]).max() > AFFINE_TOLERANCE:
         here, there = (" x ".join(f"{mm:.6g}" for mm in spacing) for spacing in spacings[::-1])
-        what = f"has a spacing of {here} mm, {first.path.name} of {there} mm {limit}"
+        what = f"has a spacing of {here} mm, {checked.inside(first.path)} of {there} mm {limit}"
         cure = "Resample the label to the image's grid, or mend the header that is wrong"
         checked.find("spacing", other.path, what, cure)
         return  # its affine differs in consequence
     difference = float(np.abs(first.affine - other.affine).max())
     if difference > AFFINE_TOLERANCE:
-        what = f"its affine differs from that of {first.path.name} by up to {difference:.6g} mm {limit}"
+        measure = checked.inside(first.path)
+        what = f"its affine differs from that of {measure} by up to {difference:.6g} mm {limit}"
         cure = "Resample it to the same grid, or mend the header that is wrong"
         checked.find("affine", other.path, what, cure)
 

@@ -21,6 +21,7 @@ from rwkvseg.data.dicom_pixels import read_frames, read_picture_frame, read_slic
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.memory import available_memory, show_size
+from rwkvseg.wording import counted
 
 Grid = tuple[tuple[float, ...], NDArray[np.float64]]
 
@@ -126,7 +127,7 @@ def _without_copies(instances: Sequence[Instance], name: str) -> list[Instance]:
             copies.append(instance.path.name)
     if copies:
         some = ", ".join(copies[:3]) + (", ..." if len(copies) > 3 else "")
-        say_once(f"{name}: {len(copies)} copies passed over: {some}")
+        say_once(f"{name}: {counted(len(copies), 'copy', 'copies')} passed over: {some}")
     return kept
 
 
@@ -162,9 +163,9 @@ def _require_volume(instances: Sequence[Instance], name: str) -> None:
         first = without[0]
         frames = f", {first.shape[0]} frames" if first.shape[0] > 1 else ""
         raise DataError(
-            f"{name}: {len(without)} of {len(instances)} files do not say where their images lie, "
-            f"such as {first.path.name}{frames}. They make no volume (a film, or pictures): "
-            "give single pictures, or leave them out."
+            f"{name}: {len(without)} of {counted(len(instances), 'file')} without a place in space "
+            f"(ImagePositionPatient), such as {first.path.name}{frames}. They make no volume "
+            "(a film, or pictures): give single pictures, or leave them out."
         )
     mosaic = next((instance for instance in instances if instance.is_mosaic), None)
     if mosaic is not None:

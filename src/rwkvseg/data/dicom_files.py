@@ -14,6 +14,7 @@ from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.io import case_suffix
 from rwkvseg.data.notices import say_once
 from rwkvseg.errors import DataError, UnreadableFileError, UsageError
+from rwkvseg.wording import counted
 
 
 def find_dicom(path: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
@@ -85,11 +86,11 @@ def _images(root: Path, paths: Iterable[Path]) -> list[Instance]:
             (without_image if is_dicom(path) else foreign).append(path.name)
     for names, what in ((foreign, "no DICOM"), (without_image, "DICOM without an image to segment")):
         if names and images:
-            say_once(f"{root}: passed over {len(names)} files that are {what}: {name_some(names)}")
+            say_once(f"{root}: passed over {counted(len(names), 'file')}, {what}: {name_some(names)}")
     if not images and without_image:
         raise DataError(
-            f"none of {len(without_image)} DICOM files, such as {without_image[0]}, holds an image to "
-            "segment (they are reports, plans, segmentations). Give the folder of the images."
+            f"none of {counted(len(without_image), 'DICOM file')}, such as {without_image[0]}, holds an "
+            "image to segment (they are reports, plans, segmentations). Give the folder of the images."
         )
     return images
 
@@ -150,7 +151,7 @@ def _require_known(series: Sequence[str], cases: Sequence[tuple[CaseFiles, Seque
 def _tell(cases: Sequence[tuple[CaseFiles, Sequence[Instance]]]) -> str:
     told = [
         f"{files.id} (number {group[0].number}, UID {group[0].series}, "
-        f"{sum(instance.shape[0] for instance in group)} images)"
+        f"{counted(sum(instance.shape[0] for instance in group), 'image')})"
         for files, group in cases
     ]
     return "; ".join(told[:8]) + (f"; and {len(told) - 8} more" if len(told) > 8 else "")

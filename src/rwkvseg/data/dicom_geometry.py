@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvseg.errors import GeometryError
+from rwkvseg.wording import counted
 
 Vector = NDArray[np.float64]
 
@@ -137,7 +138,7 @@ def _require_even_gaps(heights: Vector, ordered: Sequence[Plane], name: str) -> 
         places = len(heights) - int(same.sum())
         first = int(np.argmax(same))
         raise GeometryError(
-            f"{name} has {len(heights)} slices at {places} places: {ordered[first].name} and "
+            f"{name} has {len(heights)} slices at {counted(places, 'place')}: {ordered[first].name} and "
             f"{ordered[first + 1].name} both lie at {heights[first]:.4g} mm along the normal. "
             "These are copies, or several volumes in one series (times, echoes, b-values): keep one of each."
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkvseg.data.io import case_id, case_suffix, holds_arrays
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's CASE_0000
 MASK_ENDINGS = ("", "_mask", "_segmentation", "_gt")
@@ -100,13 +101,13 @@ def refuse_unpaired(
     """Raise DataError when either list is not empty."""
     if without_label:
         raise DataError(
-            f"{len(without_label)} images in {images} have no label in {labels}: {name_some(without_label)}. "
-            "Add the labels under the same names, or move these images out."
+            f"{counted(len(without_label), 'image')} in {images} without label in {labels}: "
+            f"{name_some(without_label)}. Add the labels under the same names, or move these images out."
         )
     if without_image:
         raise DataError(
-            f"{len(without_image)} labels in {labels} have no image in {images}: {name_some(without_image)}. "
-            "Add the images under the same names, or move these labels out."
+            f"{counted(len(without_image), 'label')} in {labels} without image in {images}: "
+            f"{name_some(without_image)}. Add the images under the same names, or move these labels out."
         )
 
 
@@ -126,8 +127,8 @@ def group_channels(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     wrong = [case for case, found in channels.items() if sorted(found) != list(range(number))]
     if wrong:
         raise DataError(
-            f"{len(wrong)} cases lack some of the channels 0000..{number - 1:04d}: {name_some(wrong)}. "
-            "Add those files."
+            f"{counted(len(wrong), 'case lacks', 'cases lack')} some of the channels "
+            f"0000..{number - 1:04d}: {name_some(wrong)}. Add those files."
         )
     return {case: tuple(found[index] for index in range(number)) for case, found in channels.items()}
 
@@ -191,14 +192,25 @@ def with_groups(root: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]
     missing = [case.id for case in ordered if case.id not in groups]
     if missing:
         raise DataError(
-            f"{path} lists no group for {len(missing)} cases: {name_some(missing)}. Add their rows."
+            f"{path} lists no group for {counted(len(missing), 'case')}: {name_some(missing)}. "
+            "Add their rows."
         )
     return tuple(replace(case, group=groups[case.id]) for case in ordered)
 
 
 def _groups_in_ids(cases: Sequence[CaseFiles]) -> Mapping[str, str]:
-    found = {case.id: match[1] for case in cases if (match := GROUP_IN_ID.match(case.id))}
+    found = {case.id: group for case in cases if (group := group_in_id(case.id, case.part))}
     return found if len(set(found.values())) < len(found) == len(cases) else {}
+
+
+def group_in_id(name: str, part: str | None = None) -> str | None:
+    """Patient or video that an id names; the folder of a part, which ids may begin with, is left aside.
+
+    >>> group_in_id("patient007_frame01"), group_in_id("val_patient007_frame01", "val"), group_in_id("7")
+    ('patient007', 'patient007', None)
+    """
+    match = GROUP_IN_ID.match(name.removeprefix(f"{part}_") if part else name)
+    return match[1] if match else None
 
 
 def groups_file(root: Path) -> Path | None:

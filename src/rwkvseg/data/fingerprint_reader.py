@@ -11,13 +11,14 @@ from pathlib import Path
 from rwkvseg.data.case import Case
 from rwkvseg.data.case_facts import CaseFacts, gather_facts
 from rwkvseg.data.checksums import file_checksums
-from rwkvseg.data.files import GROUP_IN_ID, CaseFiles
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.fingerprint import ChannelFacts, Fingerprint, Unreadable
 from rwkvseg.data.intensity_statistics import IntensityStatistics, values_per_case
 from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.listing import list_folder
 from rwkvseg.data.reading import WHITE, read_case
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 
 def take_fingerprint(
@@ -55,20 +56,20 @@ def take_fingerprint_of(
             on_case(done, len(folder.cases))
     if not gathered.cases:
         why = unreadable[0].why
-        raise DataError(f"none of the {len(unreadable)} cases of {folder.root} can be read. The first: {why}")
+        raise DataError(
+            f"none of {counted(len(unreadable), 'case')} of {folder.root} can be read. The first: {why}"
+        )
     return _sum_up(folder, gathered, unreadable)
 
 
 def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
     """Open a data folder as `open_data`; where it has images but no label at all, say that.
 
-    Groups that no file names are taken from ids such as patient007_frame01.
-
     Raises:
         DataError: as `open_data`, or no label.
     """
     try:
-        return _with_groups(open_data(root, layout))
+        return open_data(root, layout)
     except DataError as error:
         try:
             cases = list_folder(root).cases
@@ -77,21 +78,9 @@ def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
         if any(case.labels for case in cases):
             raise
         raise DataError(
-            f"{root} holds {len(cases)} images and no label, so there is nothing to learn from. "
+            f"{root} holds {counted(len(cases), 'image')} and no label, so there is nothing to learn from. "
             "Put label maps under the images' names into masks/ (images/) or labelsTr/ (imagesTr/)."
         ) from error
-
-
-def _with_groups(folder: DataFolder) -> DataFolder:
-    """Groups from the ids, the part's name in front of them left aside, if all name one and some share it."""
-    if any(case.group is not None for case in folder.cases):
-        return folder
-    ids = [case.id.removeprefix(f"{case.part}_") for case in folder.cases]
-    groups = [match[1] for match in map(GROUP_IN_ID.match, ids) if match]
-    if len(groups) < len(ids) or len(set(groups)) == len(groups):
-        return folder
-    pairs = zip(folder.cases, groups, strict=True)
-    return replace(folder, cases=tuple(replace(case, group=group) for case, group in pairs))
 
 
 def _read(files: CaseFiles, folder: DataFolder) -> tuple[Case, CaseFacts] | Unreadable:

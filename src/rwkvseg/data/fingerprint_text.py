@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rwkvseg.data.fingerprint import Fingerprint, along_axes, spread
 from rwkvseg.data.intensity_statistics import IntensitySummary
+from rwkvseg.wording import counted
 
 Rows = list[tuple[str, ...]]
 
@@ -30,7 +31,7 @@ def overview(found: Fingerprint) -> Rows:
     boxes = [case.box_share for case in found.cases if case.box_share is not None]
     rows += [
         ("box of all labels", _spread_told(spread([100 * share for share in boxes]), "{:.1f} %")),
-        ("without foreground", f"{content['cases_without_foreground']} cases"),
+        ("without foreground", counted(content["cases_without_foreground"], "case")),
     ]
     if found.dimensions == 3:
         shares = spread([100 * case.inner_share for case in found.cases])
@@ -89,7 +90,7 @@ def _told(counts: Mapping[str, int]) -> str:
     """Such as: RAS, all alike; RAS (20 cases), LPS (1 case)."""
     if len(counts) == 1:
         return f"{next(iter(counts))}, all alike"
-    return ", ".join(f"{name} ({number} case{'s' * (number > 1)})" for name, number in counts.items())
+    return ", ".join(f"{name} ({counted(number, 'case')})" for name, number in counts.items())
 
 
 def _numbers(found: IntensitySummary) -> tuple[str, ...]:

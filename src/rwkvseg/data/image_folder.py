@@ -6,6 +6,7 @@ from pathlib import Path
 from rwkvseg.data.files import name_some
 from rwkvseg.data.io import PICTURE_SUFFIXES
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ def open_image_folder(root: Path) -> ImageFolder:
     """
     classes = _classes(root / "train")
     if len(classes) < 2:
-        raise DataError(f"{root / 'train'} holds {len(classes)} classes. At least 2 folders are needed.")
+        raise DataError(
+            f"{root / 'train'} holds {counted(len(classes), 'class', 'classes')}. "
+            "At least 2 folders are needed."
+        )
     foreign = sorted(set(classes) ^ set(_classes(root / "val")))
     if foreign:
         raise DataError(
-            f"train/ and val/ of {root} differ in {len(foreign)} classes: {name_some(foreign)}. "
-            "Give both parts the same folders."
+            f"train/ and val/ of {root} differ in {counted(len(foreign), 'class', 'classes')}: "
+            f"{name_some(foreign)}. Give both parts the same folders."
         )
     train, val = (_pictures(root / part, classes) for part in ("train", "val"))
     return ImageFolder(root, tuple(classes), train, val)

@@ -18,6 +18,7 @@ from rwkvseg.data.nnunet_msd import has_channels_last, says_nnunet
 from rwkvseg.data.published import beside_images, pair_folders
 from rwkvseg.data.transunet import is_transunet, list_transunet
 from rwkvseg.errors import DataError, UsageError
+from rwkvseg.wording import counted
 
 
 def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]:
@@ -44,8 +45,8 @@ def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]
         raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
     if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
         raise DataError(
-            f"{path} holds {len(found)} pictures or NIfTI volumes among DICOM files. "
-            "Put them into folders of their own."
+            f"{path} holds {counted(len(found), 'picture or NIfTI volume', 'pictures or NIfTI volumes')} "
+            "among DICOM files. Put them into folders of their own."
         )
     return found
 

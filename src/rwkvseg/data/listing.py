@@ -8,8 +8,8 @@ from typing import Any
 
 from rwkvseg.data.files import (
     CHANNEL,
-    GROUP_IN_ID,
     MASK_ENDINGS,
+    group_in_id,
     groups_file,
     is_image_name,
     name_some,
@@ -24,6 +24,7 @@ from rwkvseg.data.nnunet_msd import has_channels_last
 from rwkvseg.data.published import contest_parts, is_beside, list_beside, numbers_objects, pair_folders
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 HELD_BACK = ("val", "test", "imagesTs")
 """Parts whose labels may be kept back."""
@@ -126,7 +127,7 @@ def _list_transunet(listing: Listing, _: dict[str, Any]) -> None:
     for case in found.cases:
         listing.cases.append(FoundCase(case.id, case.images, case.images, case.part, case.group))
     for path, names in found.missing.items():
-        what = f"lists {len(names)} cases that have no file: {name_some(names)}"
+        what = f"lists {counted(len(names), 'case')} without a file: {name_some(names)}"
         listing.find("missing_image", what, "Restore the files, or take them off the list", names, path)
     listing.labels = known_labels(found.cases, listing.root)
 
@@ -253,11 +254,11 @@ def _add_unlabelled(listing: Listing, part: str | None, images: Sequence[tuple[P
     where = listing.inside(images[0][0].parent)
     if part in HELD_BACK:
         cure = "Right for a part whose truth is kept back; else add its labels"
-        what = f"the {len(images)} cases of {where} have no labels and were checked as images only"
+        what = f"{counted(len(images), 'case')} of {where} without labels, checked as images only"
         listing.find("unlabelled_part", what, cure)
     else:
         cure = "Add them in a folder masks/ beside it, under the images' names"
-        listing.find("missing_label", f"the {len(images)} images of {where} have no masks", cure)
+        listing.find("missing_label", f"{counted(len(images), 'image')} of {where} without masks", cure)
     prefix = f"{part}_" if part else ""
     listing.cases += [FoundCase(prefix + case_id(paths[0]), paths, (), part) for paths in images]
 
@@ -278,8 +279,7 @@ def _name_groups(listing: Listing) -> None:
     groups: Mapping[str, str] = {}
     path = groups_file(listing.root)
     if path is None:
-        matches = {case.id: GROUP_IN_ID.match(case.id) for case in listing.cases}
-        groups = {case: match[1] for case, match in matches.items() if match}
+        groups = {case.id: group for case in listing.cases if (group := group_in_id(case.id, case.part))}
     else:
         try:
             groups = read_groups(path)
@@ -288,7 +288,7 @@ def _name_groups(listing: Listing) -> None:
             listing.find("layout", what, "Write two columns, id and group, under a header", (), path)
         missing = [case.id for case in listing.cases if case.labels and case.id not in groups]
         if groups and missing:
-            what = f"lists no group for {len(missing)} cases: {name_some(missing)}"
+            what = f"lists no group for {counted(len(missing), 'case')}: {name_some(missing)}"
             listing.find("layout", what, "Add their rows", missing, path)
     listing.cases = [replace(case, group=groups.get(case.id, case.group)) for case in listing.cases]
 

@@ -1,6 +1,7 @@
 """Pictures (PNG, JPEG, TIFF, BMP) through Pillow: (C, row, column) out, nothing decoded halfway."""
 
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -14,6 +15,8 @@ from PIL import Image
 from rwkvseg.errors import DataError, LabelError, UnreadableFileError, one_line
 from rwkvseg.output import write_atomically
 
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+"""Modes whose last channel is transparency."""
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # never others: Pillow would start Ghostscript on a disguised EPS
 DEFLATE_LIMIT = 1032  # bytes that one byte can stand for, see nifti.py
 PNG_BYTES = {"1": 1 / 8, "P": 1 / 8, "L": 1 / 8, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 2, "I": 2}
@@ -55,6 +58,26 @@ def read_picture(path: Path) -> NDArray[Any]:
     return np.ascontiguousarray(values[np.newaxis] if values.ndim == 2 else np.moveaxis(values, -1, 0))
 
 
+def left_behind(path: Path) -> tuple[str, ...]:
+    """What of a picture `read_picture` does not give back; empty where it gives back all.
+
+    Raises:
+        UnreadableFileError: as `read_picture`.
+    """
+    picture = _decode(path, pixels=False)
+    stored = " ".join(str(tile) for tile in getattr(picture, "tile", ()))
+    lost = {
+        "transparency (alpha): colours and greys are kept as they stand beneath it": (
+            picture.mode in ALPHA or "transparency" in picture.info
+        ),
+        "colours of 16 bit: their upper 8 bits are kept": (
+            picture.mode in ("RGB", "RGBA") and re.search(r"RGBA?X*;16", stored) is not None
+        ),
+        "colours of print (CMYK) become red, green and blue": picture.mode == "CMYK",
+    }
+    return tuple(what for what, is_so in lost.items() if is_so)
+
+
 def read_picture_label(path: Path, *, two_labels: bool = False) -> NDArray[Any]:
     """Read the numbers stored in a mask (row, column): palette indices, not colours; bits as 0 and 1.
 
@@ -84,8 +107,8 @@ def write_picture(path: Path, values: NDArray[Any]) -> None:
         Image.fromarray(values).save(temporary, format="PNG")
 
 
-def _decode(path: Path) -> Image.Image:
-    """Open a picture and decode all of it."""
+def _decode(path: Path, *, pixels: bool = True) -> Image.Image:
+    """Open a picture and decode all of it, or its header alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which nobody here reads
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -95,7 +118,7 @@ def _decode(path: Path) -> Image.Image:
                 # phones add a preview as second frame and call it MPO
                 pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
                 _check_claim(picture, path.stat().st_size)
-                if pages == 1:
+                if pages == 1 and pixels:
                     picture.load()
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise DataError(
@@ -137,7 +160,7 @@ def _integers(picture: Image.Image) -> NDArray[Any]:
 
 
 def _common_channel(values: NDArray[Any], mode: str, path: Path) -> NDArray[Any]:
-    colours = values[..., :-1] if mode in ("LA", "La", "PA", "RGBA", "RGBa") else values
+    colours = values[..., :-1] if mode in ALPHA else values
     differs = (colours != colours[..., :1]).any(axis=-1)
     if not differs.any():
         return np.ascontiguousarray(colours[..., 0])

@@ -14,6 +14,7 @@ from scipy.ndimage import zoom
 
 from rwkvseg.data.case import Case
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 FloatImage = NDArray[np.float32]
 
@@ -132,7 +133,7 @@ def check_channels(case: Case, preprocessing: Preprocessing) -> None:
     have, want = len(case.image), preprocessing.channels
     if have not in (1, want):
         raise DataError(
-            f"case {case.id} has {have} channels, the network takes {want}. "
+            f"case {case.id} has {counted(have, 'channel')}, the network takes {want}. "
             "Set preprocessing.channels to the data's number, or convert the images to grey."
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from rwkvseg.data.files import CaseFiles, is_image_name, name_some, pair, require_folder
 from rwkvseg.data.io import case_id
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 PART_FOLDERS = {
     "train": ("train", "Train_Folder", "TrainDataset"),
@@ -116,8 +117,8 @@ def read_beside(root: Path) -> list[CaseFiles]:
     found = list_beside(root)
     for first, second in found.twins:
         raise DataError(f"{first} and {second} have the same name. Remove or rename one of them.")
-    _refuse_alone(root, "images", "mask", [case for case in found.images if case not in found.masks])
-    _refuse_alone(root, "masks", "image", [case for case in found.masks if case not in found.images])
+    _refuse_alone(root, "image", "mask", [case for case in found.images if case not in found.masks])
+    _refuse_alone(root, "mask", "image", [case for case in found.masks if case not in found.images])
     parts = contest_parts(found.images)
     cases = []
     for case, image in found.images.items():
@@ -163,8 +164,8 @@ def mask_files(path: Path) -> CaseFiles:
 def _refuse_alone(root: Path, what: str, lacking: str, cases: Sequence[str]) -> None:
     if cases:
         raise DataError(
-            f"{len(cases)} {what} below {root} have no {lacking} beside them: {name_some(cases)}. "
-            f"Add the {lacking}s under the same names, or move these {what} out."
+            f"{counted(len(cases), what)} below {root} without {lacking} beside: {name_some(cases)}. "
+            f"Add the {lacking}s under the same names, or move these {what}s out."
         )
 
 

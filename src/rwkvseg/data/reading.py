@@ -62,6 +62,19 @@ def read_geometry(files: CaseFiles) -> Case | None:
     return Case(id=files.id, image=image, spacing=header.spacing, affine=header.affine)
 
 
+def read_to_show(files: CaseFiles) -> tuple[NDArray[Any], Affine | None]:
+    """Image (C, *spatial) and affine of a case for pictures of it: its first file, or its DICOM series.
+
+    Raises:
+        DataError, UnreadableFileError: as `read_case`.
+    """
+    if files.series is not None:
+        image, _, affine = _read_series(files)
+    else:
+        image, _, affine = read_image(files.images[0], channels_last=True)
+    return image, affine
+
+
 def read_case_label(files: CaseFiles, labels: Mapping[str, int] | None = None) -> tuple[Label, Affine | None]:
     """Read the label map of a case and its affine: as in its file, joined and numbered masks as one.
 

@@ -13,6 +13,7 @@ from rwkvseg.data.files import CaseFiles, name_some, read_json, read_json_list
 from rwkvseg.data.transunet import volume_name
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.output import write_text
+from rwkvseg.wording import counted
 
 PARTS = ("train", "val", "test")
 RULES = ("paper", "grouped", "official")
@@ -91,14 +92,15 @@ def read_split(path: Path, cases: Sequence[CaseFiles], fold: int | None = None) 
     repeated = [case for case, times in named.items() if times > 1]
     if repeated:
         raise DataError(
-            f"{path} names {len(repeated)} cases twice: {name_some(repeated)}. Keep each in one part."
+            f"{path} names {counted(len(repeated), 'case')} twice: {name_some(repeated)}. "
+            "Keep each in one part."
         )
     known = {case.id for case in cases}
     unknown = [case for case in named if case not in known]
     if unknown:
         raise DataError(
-            f"{path} names {len(unknown)} cases that the data does not have: {name_some(unknown)}. "
-            "Use the split of this data set, or restore the cases."
+            f"{path} names {counted(len(unknown), 'case')} that the data does not have: "
+            f"{name_some(unknown)}. Use the split of this data set, or restore the cases."
         )
     return split
 
@@ -174,7 +176,8 @@ def _deal_groups(cases: Sequence[CaseFiles], seed: int) -> dict[str, list[str]]:
         parts[part] += members[groups[index]]
     if not all(parts.values()):
         raise DataError(
-            f"{len(groups)} groups are too few for three parts. Use the rule 'paper' or a split file."
+            f"{counted(len(groups), 'group is', 'groups are')} too few for three parts. "
+            "Use the rule 'paper' or a split file."
         )
     return parts
 
@@ -217,7 +220,8 @@ def _set_tenth_aside(
 def _require_ten(number: int) -> None:
     if number < 10:
         raise DataError(
-            f"{number} cases are too few to set a tenth aside. Name the parts in a split file instead."
+            f"{counted(number, 'case is', 'cases are')} too few to set a tenth aside. "
+            "Name the parts in a split file instead."
         )
 
 

@@ -16,6 +16,7 @@ from rwkvseg.data.datasets import DATASETS
 from rwkvseg.data.files import CaseFiles, list_images, name_some
 from rwkvseg.data.io import case_id
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 SYNAPSE = ("train_npz", "test_vol_h5")
 ACDC = ("ACDC_training_slices", "ACDC_training_volumes")
@@ -56,7 +57,7 @@ def read_transunet(root: Path) -> list[CaseFiles]:
     found = list_transunet(root)
     for path, names in found.missing.items():
         raise DataError(
-            f"{path} lists {len(names)} cases that have no file: {name_some(names)}. "
+            f"{path} lists {counted(len(names), 'case')} without a file: {name_some(names)}. "
             "Restore the files, or take them off the list."
         )
     return list(found.cases)

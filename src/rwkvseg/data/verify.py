@@ -15,6 +15,7 @@ from rwkvseg.data.files import name_some
 from rwkvseg.data.findings import SEVERITIES, Finding, sort_findings
 from rwkvseg.data.listing import HELD_BACK, Listing, list_folder
 from rwkvseg.data.splits import parse_split, with_slices
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,16 @@ def _parts_of_split(
     known = dict.fromkeys(case.id for case in listing.cases)  # in order, as the parts are printed in theirs
     unknown = tuple(case for case in named if case not in known)
     if unknown:
-        what = f"{path.name} names {len(unknown)} cases that the data does not have: {name_some(unknown)}"
+        what = (
+            f"{path.name} names {counted(len(unknown), 'case')} that the data does not have: "
+            f"{name_some(unknown)}"
+        )
         findings.append(
             Finding("split", what, "Use the split of this data set, or restore the cases", unknown)
         )
     left = tuple(case.id for case in listing.cases if case.labels and case.id not in named)
     if left:
-        what = f"{path.name} leaves {len(left)} labelled cases out: {name_some(left)}"
+        what = f"{path.name} leaves {counted(len(left), 'labelled case')} out: {name_some(left)}"
         findings.append(Finding("left_out", what, "Right where they are not to be used; else add them", left))
     held_back = {case.id: case.part for case in listing.cases if case.part in HELD_BACK and not case.labels}
     return {case: named[case][0] if case in named else held_back.get(case) for case in known}, findings

@@ -15,6 +15,7 @@ from rwkvseg.errors import DataError
 from rwkvseg.evaluation.protocols import ClassScore
 from rwkvseg.evaluation.summary import Summary, without_nan
 from rwkvseg.output import write_json, write_text
+from rwkvseg.wording import counted
 
 Reason = Literal["absent", "false_positive", "missed", "spacing", "resize"]
 
@@ -95,8 +96,8 @@ def compare_protocols(
     alone = sorted(set(ours) ^ theirs.keys(), key=str)
     if alone:
         raise DataError(
-            f"{len(alone)} structures are scored under one protocol only, the first is label {alone[0][1]} "
-            f"of case {alone[0][0]!r}. Score the same cases under both."
+            f"{counted(len(alone), 'structure is', 'structures are')} scored under one protocol only, the "
+            f"first is label {alone[0][1]} of case {alone[0][0]!r}. Score the same cases under both."
         )
     structures = [
         Structure(score, other, _reasons(score, other, spacings[score.case]))

@@ -9,6 +9,7 @@ from rwkvseg.evaluation.report_html import listed, page, section, table
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import row_name
 from rwkvseg.output import write_text
+from rwkvseg.wording import counted
 
 _DASH = "\N{EN DASH}"
 _EFFECT: dict[Reason, str] = {
@@ -44,8 +45,8 @@ def parting_sentences(both: Both, number: int = 8) -> list[str]:
     """Where the protocols part and why; of each reason the first cases by name."""
     cases = {structure.strict.case for structure in both.parted}
     sentences = [
-        f"strict and transunet part in {len(both.parted)} of {len(both.structures)} structures, in "
-        f"{len(cases)} of {len(both.strict.cases)} cases."
+        f"strict and transunet part in {len(both.parted)} of {counted(len(both.structures), 'structure')}, "
+        f"in {len(cases)} of {counted(len(both.strict.cases), 'case')}."
     ]
     for reason in REASONS:
         structures = [structure for structure in both.structures if reason in structure.reasons]
@@ -53,8 +54,8 @@ def parting_sentences(both: Both, number: int = 8) -> list[str]:
             named = both.cases(reason)
             more = f" and {len(named) - number} more" if len(named) > number else ""
             sentences.append(
-                f"{reason.replace('_', ' ')}: {len(structures)} structures of {len(named)} cases "
-                f"({', '.join(named[:number])}{more}), {_EFFECT[reason]}."
+                f"{reason.replace('_', ' ')}: {counted(len(structures), 'structure')} of "
+                f"{counted(len(named), 'case')} ({', '.join(named[:number])}{more}), {_EFFECT[reason]}."
             )
     averages = (
         "strict averages the classes of a case first, and only those that it holds; transunet counts all"

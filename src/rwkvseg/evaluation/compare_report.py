@@ -13,6 +13,7 @@ from rwkvseg.evaluation.drawing import draw_side_by_side
 from rwkvseg.evaluation.pictures import Picture
 from rwkvseg.evaluation.report_html import class_legend, embedded, listed, page, section, table
 from rwkvseg.output import write_atomically, write_text
+from rwkvseg.wording import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def write_comparison(path: Path, comparison: Comparison, cases: Sequence[Compare
     body = [
         f"<header><h1>{escape(title)}</h1></header>",
         section("What was compared", f'<table class="context">{folders}</table>'),
-        section(f"Results on {len(first.cases)} cases", table(*result_table(comparison))),
+        section(f"Results on {counted(len(first.cases), 'case')}", table(*result_table(comparison))),
         section(
             f"Differences from {first.label}",
             "".join(table(*difference_table(comparison, metric)) for metric in METRICS)

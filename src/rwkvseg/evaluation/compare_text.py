@@ -6,6 +6,7 @@ from rwkvseg.evaluation.compare import Comparison, Difference, Metric
 from rwkvseg.evaluation.evaluations import Row
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import row_name
+from rwkvseg.wording import counted
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -78,7 +79,8 @@ def _cautions(difference: Difference, units: str) -> list[str]:
     sentences = []
     excluded = difference.permutation.excluded
     if excluded:
-        sentences.append(f"{what}: {excluded} cases are not scored in both runs and left out of the test.")
+        told = counted(excluded, "case is", "cases are")
+        sentences.append(f"{what}: {told} not scored in both runs and left out of the test.")
     if 0 < difference.signed_rank.units < 6:
         sentences.append(
             f"{what}: with {difference.signed_rank.units} {units} p cannot be below "

@@ -11,6 +11,7 @@ from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.protocols import check_protocol
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import check_unit
+from rwkvseg.wording import counted
 
 SUMMARY = "summary.json"
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -206,7 +207,8 @@ def _require_same_cases(first: Evaluated, other: Evaluated, pair: str) -> None:
     if moved:
         sizes = [dict(evaluation.cases[moved[0]].truth_size) for evaluation in (first, other)]
         raise DataError(
-            f"the truths of {pair} differ in {len(moved)} of {len(first.cases)} cases: {moved[0]!r} holds "
+            f"the truths of {pair} differ in {len(moved)} of {counted(len(first.cases), 'case')}: "
+            f"{moved[0]!r} holds "
             f"{sizes[0]} and {sizes[1]} pixels by label. Score both against the same truths."
         )
 

@@ -28,6 +28,7 @@ from rwkvseg.evaluation.report_text import conventions, exclusions, further_head
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import ClassSummary, Summary, classes_only, row_name
 from rwkvseg.output import write_text
+from rwkvseg.wording import counted
 
 _EMPTY = ("missed", "false_positive", "absent")
 _DASH = "\N{EN DASH}"
@@ -239,7 +240,7 @@ def _case_table(summary: Summary, scores: Sequence[ClassScore]) -> str:
             empty = "" if score.outcome == "scored" else f" ({score.outcome.replace('_', ' ')})"
             cells += [_number(100 * score.dsc) + empty, _number(score.hd95)]
         rows.append(cells)
-    hint = f"<summary>Show {len(summary.cases)} cases</summary>"
+    hint = f"<summary>Show {counted(len(summary.cases), 'case')}</summary>"
     return f'<details>{hint}<div class="wide">{table(heads, rows)}</div></details>'
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rwkvseg.evaluation.protocols import ClassScore
 from rwkvseg.evaluation.summary import Summary, classes_only, row_name
+from rwkvseg.wording import counted
 
 _NAMED = 12  # cases that a sentence names; the table of every case has them all
 
@@ -87,9 +88,9 @@ def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
     structures = sum(summary.mean.outcomes.values())
     classes = classes_only(scores)
     sentences = [
-        f"{structures} structures were looked at: {len(summary.cases)} cases with {len(summary.classes)} "
-        f"{_plural(len(summary.classes), 'class', 'classes')}. "
-        f"{summary.mean.outcomes['scored']} were held by prediction and truth both."
+        f"{counted(structures, 'structure was', 'structures were')} looked at: "
+        f"{counted(len(summary.cases), 'case')} with {counted(len(summary.classes), 'class', 'classes')}. "
+        f"{counted(summary.mean.outcomes['scored'], 'was', 'were')} held by prediction and truth both."
     ]
     strict = summary.protocol == "strict"
     effects = {
@@ -111,15 +112,18 @@ def exclusions(summary: Summary, scores: Sequence[ClassScore]) -> list[str]:
     for row in summary.regions:
         empty = ", ".join(f"{outcome.replace('_', ' ')} {row.outcomes[outcome]}" for outcome in effects)
         sentences.append(
-            f"Region {row_name(row.name, row.label)}, in no mean: {empty} of {len(summary.cases)} cases."
+            f"Region {row_name(row.name, row.label)}, in no mean: {empty} of "
+            f"{counted(len(summary.cases), 'case')}."
         )
     unscored = [case.case for case in summary.cases if math.isnan(case.dsc)]
     if unscored:
-        verb = _plural(len(unscored), "case holds", "cases hold")
-        sentences.append(f"{len(unscored)} {verb} none of the classes and enter no mean.{_cases(unscored)}")
+        what = counted(len(unscored), "case holds", "cases hold")
+        verb = "enters" if len(unscored) == 1 else "enter"
+        sentences.append(f"{what} none of the classes and {verb} no mean.{_cases(unscored)}")
     without = [case.case for case in summary.cases if math.isnan(case.hd95)]
     if without:
-        sentences.append(f"{len(without)} of {len(summary.cases)} cases have no HD95.{_cases(without)}")
+        told = f"{len(without)} of {counted(len(summary.cases), 'case')}"
+        sentences.append(f"No HD95: {told}.{_cases(without)}")
     return sentences
 
 
@@ -156,7 +160,3 @@ def conventions(summary: Summary) -> list[str]:
         "structure was not found.",
         "Mean: over cases, then over classes. Compare only with figures of the same protocol.",
     ]
-
-
-def _plural(number: int, one: str, many: str) -> str:
-    return one if number == 1 else many

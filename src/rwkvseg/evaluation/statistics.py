@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rwkvseg.errors import ShapeError, UsageError
+from rwkvseg.wording import counted
 
 Vector = NDArray[np.float64]
 
@@ -177,7 +178,9 @@ def _checked(values: ArrayLike, groups: Sequence[object] | None) -> tuple[Vector
     if groups is None:
         return data, None
     if len(groups) != data.size:
-        raise ShapeError(f"{len(groups)} groups for {data.size} cases. Name the group of every case.")
+        raise ShapeError(
+            f"{counted(len(groups), 'group')} for {counted(data.size, 'case')}. Name the group of every case."
+        )
     number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     return data, np.array([number[group] for group in groups], dtype=np.intp)
 

@@ -7,10 +7,10 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.inputs import find_inputs
-from rwkvseg.data.io import read_image
 from rwkvseg.data.published import mask_files
-from rwkvseg.data.reading import check_label_values, label_values, read_case_label
+from rwkvseg.data.reading import check_label_values, label_values, read_case_label, read_to_show
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.evaluation.evaluations import CaseResult, Evaluated
 from rwkvseg.evaluation.pictures import Picture, make_picture, most_wrong_slice
@@ -34,11 +34,11 @@ def read_compared(
         GeometryError: a prediction on another grid than the truth.
     """
     listed = () if images is None else find_inputs(images)
-    found = {files.id: files.images[0] for files in listed if files.series is None}
+    found = {files.id: files for files in listed}
     return [_read_case(runs, name, found) for name in cases]
 
 
-def _read_case(runs: Sequence[Evaluated], name: str, images: Mapping[str, Path]) -> list[Picture]:
+def _read_case(runs: Sequence[Evaluated], name: str, images: Mapping[str, CaseFiles]) -> list[Picture]:
     results = [run.cases[name] for run in runs]
     truth, affine = _read_map(_existing([result.truth for result in results], "truth", name))
     spacing = None if affine is None else tuple(float(mm) for mm in nibabel.affines.voxel_sizes(affine))
@@ -83,12 +83,12 @@ def _read_map(path: Path) -> tuple[LabelMap, NDArray[np.float64] | None]:
 
 
 def _read_image(
-    name: str, results: Sequence[CaseResult], images: Mapping[str, Path], shape: tuple[int, ...]
+    name: str, results: Sequence[CaseResult], images: Mapping[str, CaseFiles], shape: tuple[int, ...]
 ) -> tuple[NDArray[np.generic], NDArray[np.float64] | None]:
-    known = [images.get(name), *(result.image for result in results)]
-    path = next((path for path in known if path is not None and path.is_file()), None)
-    if path is not None:
-        image, _, affine = read_image(path, channels_last=True)
+    recorded = [result.image for result in results if result.image is not None and result.image.is_file()]
+    known = [images[name]] if name in images else [CaseFiles(name, (path,)) for path in recorded]
+    if known:
+        image, affine = read_to_show(known[0])
         if image.shape[1:] == shape:
             return image, affine
     return np.full((1, *shape), 128, np.uint8), None

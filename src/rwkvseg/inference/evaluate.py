@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkvseg.data.inputs import find_inputs
-from rwkvseg.data.io import read_image
+from rwkvseg.data.reading import read_to_show
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import Picture, make_picture, representative_cases
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Protocol, distance_unit, score_case
@@ -191,7 +191,9 @@ def _write_files(out: Path, result: Evaluation, pairs: Sequence[Pair], tolerance
         scores,
         prediction_files={pair.case: str(pair.prediction) for pair in pairs},
         truth_files={pair.case: str(pair.truth) for pair in pairs},
-        image_files={pair.case: str(pair.image[0]) for pair in pairs if pair.image},
+        image_files={
+            pair.case: str(pair.image.images[0]) for pair in pairs if pair.image and pair.image.series is None
+        },
         tolerance=tolerance,
         context=context.to_json(),
     )
@@ -231,7 +233,7 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
     prediction, reference, spacing = read_pair(pair, labels)
     image, affine = np.full((1, *reference.shape), 128, np.uint8), None
     if pair.image:
-        read, _, found_affine = read_image(pair.image[0], channels_last=True)
+        read, found_affine = read_to_show(pair.image)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
     return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)

@@ -15,6 +15,7 @@ from rwkvseg.evaluation.protocols import PROTOCOLS, TOLERANCE
 from rwkvseg.evaluation.regions import Regions
 from rwkvseg.inference.evaluate import Evaluation, evaluate
 from rwkvseg.inference.pairs import require_label_maps
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _unseen_resize(strict: Evaluation, transunet: Evaluation) -> list[str]:
     if not resized or transunet.context.predictions != strict.context.predictions:
         return []
     return [
-        f"resize: {len(resized)} of {len(strict.context.grids)} cases ({name_some(resized, 8)}) were "
+        f"resize: {len(resized)} of {counted(len(strict.context.grids), 'case')} ({name_some(resized, 8)}) "
         f"predicted at another size by the rule of {record.protocol} ({record.resize.rule}); the other "
         "protocol's label maps may differ there, which these figures do not show."
     ]
@@ -101,6 +102,6 @@ def _require_same_cases(first: Path, second: Path) -> None:
     alone = sorted(names[0] ^ names[1])
     if alone:
         raise DataError(
-            f"{len(alone)} cases are in only one of {first} and {second}: {name_some(alone)}. "
-            "Predict the same cases under both protocols."
+            f"{counted(len(alone), 'case is', 'cases are')} in only one of {first} and {second}: "
+            f"{name_some(alone)}. Predict the same cases under both protocols."
         )

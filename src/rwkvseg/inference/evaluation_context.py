@@ -17,6 +17,7 @@ from rwkvseg.environment import describe_software
 from rwkvseg.errors import DataError, one_line
 from rwkvseg.evaluation.protocols import Protocol
 from rwkvseg.inference.predict import RECORD
+from rwkvseg.wording import counted
 
 Spacing = tuple[float, ...] | None
 
@@ -36,6 +37,7 @@ class Record(BaseModel):
     images: str = ""
     model: dict[str, Any] = {}
     resize: Resize = Resize()
+    dicom_series: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ class Context:
             lines["predicted under protocol"] = self.record.protocol
         if self.record.resize.rule:
             number = len(self.record.resize.cases)
-            lines["resized"] = f"{number} of {len(self.grids)} cases: {self.record.resize.rule}"
+            lines["resized"] = f"{number} of {counted(len(self.grids), 'case')}: {self.record.resize.rule}"
         if self.warnings:
             lines["warning"] = " ".join(self.warnings)
         spacing = f", spacing {_ranged(data['spacing_mm'])} mm" if data["spacing_mm"] else ""
-        lines["data"] = f"{data['cases']} cases, size {_ranged(data['size'])}{spacing}"
+        lines["data"] = f"{counted(data['cases'], 'case')}, size {_ranged(data['size'])}{spacing}"
         lines["checksums"] = ", ".join(f"{what} {digest[:12]}" for what, digest in self.digests.items())
         lines["environment"] = _environment(self.software)
         return lines
@@ -122,8 +124,8 @@ class Context:
         """What no figure counts, and why."""
         sentences = []
         if self.not_predicted:
-            number, some = len(self.not_predicted), name_some(self.not_predicted, 10)
-            sentences.append(f"Not scored: {number} truths without a prediction ({some}).")
+            told, some = counted(len(self.not_predicted), "truth"), name_some(self.not_predicted, 10)
+            sentences.append(f"Not scored: {told} without a prediction ({some}).")
         if self.left_out:
             sentences.append(f"Structures left out by choice: {', '.join(self.left_out)}.")
         return sentences

@@ -22,6 +22,7 @@ from rwkvseg.inference.receptive_field import describe_field, receptive_field
 from rwkvseg.inference.resolution import fit_line, measure_sizes, spatial_dims
 from rwkvseg.models.rwkv_unet import STRIDE
 from rwkvseg.output import write_json
+from rwkvseg.wording import counted
 
 SIDES = {2: (224, 256, 384, 512, 640, 768, 896, 1024), 3: (48, 64, 80, 96, 128, 160, 192)}
 MEASURED = ("macs", "milliseconds", "peak_bytes")
@@ -81,7 +82,9 @@ def _pictures(inputs: Path | None, size: int, number: int, seed: int) -> Iterato
         return
     paths = list_pictures(inputs)[:number]
     if len(paths) < number:
-        raise DataError(f"{inputs} holds {len(paths)} pictures, {number} are asked for. Lower --images.")
+        raise DataError(
+            f"{inputs} holds {counted(len(paths), 'picture')}, {number} are asked for. Lower --images."
+        )
     for path in paths:
         yield validation_view(read_rgb(path), PictureSettings(size=size, validation_share=1))[None]
 

@@ -13,9 +13,10 @@ from rwkvseg.data.io import case_id, read_label
 from rwkvseg.data.layout_detection import detect_layout
 from rwkvseg.data.layouts import open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
-from rwkvseg.errors import DataError, GeometryError, MissingExtraError
+from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.inference.evaluation_context import Record, Spacing, digest_of
 from rwkvseg.inference.predictor import LabelMap
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Pair:
     truth: Path
     files: CaseFiles
     """Of the truth."""
-    image: tuple[Path, ...] = ()
+    image: CaseFiles | None = None
     group: str | None = None
 
 
@@ -92,16 +93,16 @@ def pair_files(
     if orphans:
         some = ", ".join(orphans[:5])
         raise DataError(
-            f"{len(orphans)} of {len(predicted)} predictions have no truth in {truth}: {some}. "
+            f"{len(orphans)} of {counted(len(predicted), 'prediction')} without truth in {truth}: {some}. "
             "Give the truths of exactly these cases, under the same names."
         )
-    pictured = {files.id: files.images for files in images if files.series is None}
+    pictured = {files.id: files for files in images}
     pairs = []
     for case, path in sorted(predicted.items()):
         files = known[case]
         assert files.label is not None
         pairs.append(
-            Pair(case, path, files.label, files, files.images or pictured.get(case, ()), files.group)
+            Pair(case, path, files.label, files, files if files.images else pictured.get(case), files.group)
         )
     return Pairs(tuple(pairs), tuple(sorted(set(known) - set(predicted))), labels)
 
@@ -129,8 +130,9 @@ def _find_truths(
 def recorded_images(record: Record) -> tuple[CaseFiles, ...]:
     """Images where `predict` found them; they are only for the pictures, so their absence is no fault."""
     try:
-        return find_inputs(Path(record.images)) if record.images else ()
-    except (DataError, MissingExtraError):
+        series = tuple(record.dicom_series.values())
+        return find_inputs(Path(record.images), series) if record.images else ()
+    except (DataError, MissingExtraError, UsageError):
         return ()
 
 

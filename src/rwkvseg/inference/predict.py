@@ -24,6 +24,7 @@ from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
+from rwkvseg.wording import counted
 
 RECORD = "prediction.json"
 RESIZE_RULES = {
@@ -177,7 +178,7 @@ def find_part(inputs: Path, run: Path, part: str) -> list[CaseFiles]:
     missing = [case for case in split[part] if case not in by_id]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(split[part])} cases of the part '{part}' are not in the input: "
+            f"{len(missing)} of {counted(len(split[part]), 'case')} of the part '{part}' not in the input: "
             f"{', '.join(missing[:5])}. Give the data folder that the run was trained on."
         )
     return [by_id[case] for case in split[part]]

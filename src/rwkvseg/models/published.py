@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rwkvseg.errors import ModelFileError
 from rwkvseg.models.rwkv_unet import BASE, SMALL, TINY
+from rwkvseg.wording import counted
 
 _VARIANTS = {"tiny": TINY, "small": SMALL, "base": BASE}
 
@@ -209,8 +210,8 @@ def _check_kind(converted: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     classes, num_classes = (_rows(state, "head.weight") for state in (converted, expected))
     if 0 not in (classes, num_classes) and classes != num_classes:
         raise ModelFileError(
-            f"the published weights are for {classes} classes, the model has {num_classes}. "
-            f"Create it with num_classes={classes}, or give --num-classes {classes}."
+            f"the published weights are for {counted(classes, 'class', 'classes')}, the model has "
+            f"{num_classes}. Create it with num_classes={classes}, or give --num-classes {classes}."
         )
 
 

@@ -27,6 +27,7 @@ from rwkvseg.training.plan_text import recipe_text
 from rwkvseg.training.plan_volume_choices import plan_volumes
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import require_labels, require_parts
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ def _require_trainable(found: Fingerprint) -> dict[str, int]:
     root = found.folder.root
     if found.unreadable:
         raise DataError(
-            f"{len(found.unreadable)} cases of {root} cannot be read. The first: {found.unreadable[0].why} "
-            f"`rwkvseg data verify {shlex.quote(str(root))}` lists all."
+            f"{counted(len(found.unreadable), 'case')} of {root} cannot be read. The first: "
+            f"{found.unreadable[0].why} `rwkvseg data verify {shlex.quote(str(root))}` lists all."
         )
     numbers = sorted(found.counted("channels"))
     if len(numbers) > 1 and (len(numbers) > 2 or numbers[0] != 1):

@@ -7,7 +7,7 @@ from statistics import median
 from rwkvseg.data.fingerprint import Fingerprint
 from rwkvseg.data.intensity_statistics import IntensitySummary
 from rwkvseg.training.plan_choices import Choice, Task
-from rwkvseg.training.plan_memory import Candidate, Fitted, fit_batch, refuse
+from rwkvseg.training.plan_memory import Candidate, Fitted, estimate_memory, fit_batch, refuse
 
 LONGEST = 512
 MULTIPLE = 32
@@ -48,14 +48,20 @@ def image_size(middle: Sequence[float], longest: float) -> tuple[int, int]:
 def _fit(task: Task, middle: Sequence[float]) -> Fitted:
     """First of the candidates, the best first, of which a batch fits."""
     cap = max(2, len(task.training) // 2) if task.found.dimensions == 2 else BATCHES[0]
-    tried = None
-    for candidate, batches in _candidates(task, middle):
-        fitted = fit_batch(candidate, capped(batches, cap), task.options.memory)
+    candidates = [(candidate, capped(batches, cap)) for candidate, batches in _candidates(task, middle)]
+    allowed: dict[object, float] = {}
+    for candidate, batches in candidates:
+        kind, pixels = (candidate.name, candidate.overrides), math.prod(candidate.sides) * batches[-1]
+        if pixels > allowed.get(kind, math.inf):
+            continue
+        fitted = fit_batch(candidate, batches, task.options.memory)
         if fitted is not None:
             return fitted
-        tried = candidate
-    assert tried is not None
-    raise refuse(tried, 2, task.options.memory)
+        # memory falls more slowly than the pixels: what they alone make too large is not measured
+        memory = estimate_memory(candidate, batches[-1])
+        room = max(0, task.options.memory - memory.context - memory.weights)
+        allowed[kind] = pixels * room / memory.step
+    raise refuse(candidates[-1][0], 2, task.options.memory)
 
 
 def capped(batches: Sequence[int], cap: int) -> list[int]:

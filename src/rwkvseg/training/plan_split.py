@@ -15,6 +15,7 @@ from rwkvseg.data.layouts import DataFolder
 from rwkvseg.data.splits import PARTS, Split, make_split, read_split
 from rwkvseg.errors import DataError
 from rwkvseg.training.plan_choices import Choice
+from rwkvseg.wording import counted
 
 FEW = 50  # patients or cases: a tenth of fewer is no test part to speak of
 FOLDS = 5
@@ -84,7 +85,7 @@ def crossing_groups(cases: Sequence[CaseFiles], split: Split) -> list[str]:
 def _require_enough(cases: Sequence[CaseFiles]) -> None:
     if len(cases) < LEAST:
         raise DataError(
-            f"{len(cases)} labelled case{'s' * (len(cases) != 1)}: at least {LEAST} are needed, two to train "
+            f"{counted(len(cases), 'labelled case')}: at least {LEAST} are needed, two to train "
             "on and one to validate. Add cases."
         )
     units = _units(cases)
@@ -99,7 +100,8 @@ def _given(folder: DataFolder, path: Path) -> PlannedSplit:
     crossing = crossing_groups(folder.cases, split)
     why = f"the given split: {_sizes(split)}"
     if crossing:
-        why += f"; beware, {len(crossing)} patients or videos are in two of its parts ({name_some(crossing)})"
+        told = counted(len(crossing), "patient or video is", "patients or videos are")
+        why += f"; beware, {told} in two of its parts ({name_some(crossing)})"
     return PlannedSplit(split, (Choice("split.file", str(path.resolve()), f"{why}."),))
 
 
@@ -108,7 +110,8 @@ def _official(folder: DataFolder, stem: str, seed: int) -> PlannedSplit:
     crossing = crossing_groups(folder.cases, split)
     if crossing:
         raise DataError(
-            f"the parts of {folder.root} share {len(crossing)} patients or videos: {name_some(crossing)}. "
+            f"the parts of {folder.root} share "
+            f"{counted(len(crossing), 'patient or video', 'patients or videos')}: {name_some(crossing)}. "
             "Move their cases into one part, or give --split FILE."
         )
     if any(case.part == "val" for case in folder.cases):

@@ -34,6 +34,7 @@ from rwkvseg.training.pretrain_module import PretrainModule
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
 from rwkvseg.training.run_folder import DESCRIPTION, holds_run, require_same_recipe
 from rwkvseg.training.trainer import train_or_resume
+from rwkvseg.wording import counted
 
 # Lightning starts the other processes of a run on several devices by the same command, with their rank set
 FIRST_PROCESS = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -146,9 +147,9 @@ class _Pretraining:
 
     def _say_what_is_seen(self) -> None:
         pictures = self.pictures
-        text = f"{len(pictures.train)} pictures to train on"
+        text = f"{counted(len(pictures.train), 'picture')} to train on"
         if pictures.val:
-            text += f", {len(pictures.val)} to validate, {len(pictures.classes)} classes"
+            text += f", {len(pictures.val)} to validate, {counted(len(pictures.classes), 'class', 'classes')}"
         left_out = len(pictures.record.get("left_out_as_equal_to", {}))
         text += f"; {left_out} left out: equal to held-out ones" if left_out else ""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -27,6 +27,7 @@ from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
 from rwkvseg.training.pretrain_recipe import PictureSource, PretrainRecipe
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data, part_files
+from rwkvseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def open_pictures(recipe: PretrainRecipe) -> Pictures:
     pictures = _classified(recipe) if recipe.task == "classify" else _unlabelled(recipe)
     if len(pictures.train) < recipe.training.batch_size and recipe.training.steps_per_epoch is None:
         raise DataError(
-            f"{len(pictures.train)} pictures do not fill one batch of {recipe.training.batch_size}. "
-            "Lower training.batch_size or set training.steps_per_epoch."
+            f"{counted(len(pictures.train), 'picture does', 'pictures do')} not fill one batch of "
+            f"{recipe.training.batch_size}. Lower training.batch_size or set training.steps_per_epoch."
         )
     return pictures
 
@@ -90,8 +91,8 @@ def _unlabelled(recipe: PretrainRecipe) -> Pictures:
     }
     if not seen:
         raise DataError(
-            f"all {len(chosen)} pictures are held out for validation or test, such as {name_some(left_out)}. "
-            "Name other sources."
+            f"all of {counted(len(chosen), 'picture')} are held out for validation or test, such as "
+            f"{name_some(left_out)}. Name other sources."
         )
     record = {
         "pictures": {picture.id: digests[picture.id] for picture in seen},
@@ -115,7 +116,12 @@ def _plain(name: str, source: PictureSource, path: Path | None) -> list[Picture]
         each for each in paths if not (each.is_file() and each.resolve().is_relative_to(path.resolve()))
     ]
     if absent or not paths:
-        what = f"{len(absent)} of its pictures are not in it: {name_some(absent)}" if absent else "has none"
+        what = (
+            f"{counted(len(absent), 'picture of its list is', 'pictures of its list are')} not in it: "
+            f"{name_some(absent)}"
+            if absent
+            else "has none"
+        )
         raise DataError(f"source {name} in {path}: {what}. Mend the list or the path.")
     return [Picture(f"{name}/{each.relative_to(path).as_posix()}", each) for each in paths]
 

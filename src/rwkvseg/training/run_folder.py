@@ -31,8 +31,10 @@ from rwkvseg.output import write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.recipe_file import YAML_FAULTS, RecipeFile
+from rwkvseg.wording import counted
 
 DESCRIPTION = "recipe.yaml"
+SPLIT = "split.json"
 ENCODER = "encoder.json"  # which weights the run began with
 
 
@@ -77,8 +79,8 @@ def require_parts(split: Split) -> None:
     """Raise DataError where a split leaves too little to train on or nothing to validate."""
     if len(split.train) < 2 or not split.val:
         raise DataError(
-            f"the split leaves {len(split.train)} cases to train on and {len(split.val)} to validate. "
-            "At least 2 and 1 are needed: add cases, or give a split file."
+            f"the split leaves {counted(len(split.train), 'case')} to train on and {len(split.val)} to "
+            "validate. At least 2 and 1 are needed: add cases, or give a split file."
         )
 
 
@@ -129,10 +131,18 @@ def describe_run(
     if recipe.model.encoder_weights is not None:
         write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
-    write_split(out / "split.json", split)
+    write_split(out / SPLIT, split)
     write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
     write_json(out / "fingerprint.json", _training_fingerprint(folder, split, on_case))
-    write_text(out / DESCRIPTION, recipe.to_yaml())
+    write_text(out / DESCRIPTION, _with_own_split(recipe).to_yaml())
+
+
+def _with_own_split(recipe: Recipe) -> Recipe:
+    """Recipe that names the run's copy of its split file, which is there wherever the run is moved to."""
+    if recipe.split.file is None:
+        return recipe
+    own = recipe.split.model_copy(update={"file": Path(SPLIT), "fold": None})
+    return recipe.model_copy(update={"split": own})
 
 
 def _training_fingerprint(
@@ -153,7 +163,7 @@ def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFile
 
 
 def require_same_recipe(
-    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file")
+    path: Path, recipe: RecipeFile, *, free: Sequence[str] = ("data.path", "split.file", "split.fold")
 ) -> None:
     """Refuse a recipe that differs from the one in `path`, except in the keys `free`.
 
@@ -201,7 +211,8 @@ def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:
     differing = sorted(case for case in old.keys() | new.keys() if old.get(case) != new.get(case))
     if differing:
         raise DataError(
-            f"{len(differing)} cases differ from those the run began with, the first is '{differing[0]}'. "
+            f"{counted(len(differing), 'case differs', 'cases differ')} from those the run began with, the "
+            f"first is '{differing[0]}'. "
             "Restore the files and the split, or start a new run with another --out."
         )
 

@@ -19,6 +19,7 @@ from rwkvseg.data.convert.plan import LAYOUTS, Layout, Options, Plan, make_plan,
 from rwkvseg.data.convert.result import Done
 from rwkvseg.errors import OutputError, UsageError
 from rwkvseg.output import write_json
+from rwkvseg.wording import counted
 
 __all__ = ["LAYOUTS", "Converted", "Layout", "Options", "convert_data"]
 
@@ -174,7 +175,7 @@ def _digest(plan: Plan) -> str:
 
 def _told(done: Sequence[Done]) -> list[str]:
     counts = Counter(message for case in done for message in case.lost)
-    return [f"{number} of {len(done)} cases: {message}" for message, number in counts.items()]
+    return [f"{number} of {counted(len(done), 'case')}: {message}" for message, number in counts.items()]
 
 
 def _description(

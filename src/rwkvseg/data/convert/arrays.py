@@ -11,7 +11,7 @@ from rwkvseg.data.arrays import write_arrays
 from rwkvseg.data.case import Case
 from rwkvseg.data.convert.nnunet_msd import geometry
 from rwkvseg.data.convert.plan import Item, Plan
-from rwkvseg.data.convert.result import Done, write_folds, write_groups, write_labels
+from rwkvseg.data.convert.result import Done, unread, write_folds, write_groups, write_labels
 from rwkvseg.data.convert.scale import MOST
 from rwkvseg.data.io import Label
 from rwkvseg.data.preprocessing import Preprocessing, slice_axis
@@ -43,7 +43,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
             f"case {item.id} has {len(case.image)} channels, TransUNet's files hold one. "
             "Convert the images to grey, or use --to nnunet."
         )
-    lost = [GEOMETRY] if case.affine is not None else []
+    lost = unread(item) + ([GEOMETRY] if case.affine is not None else [])
     image, label = case.image[0], _compact(case.label)
     if volume:
         axis = slice_axis(case, Preprocessing())

@@ -13,7 +13,7 @@ import numpy as np
 from rwkvseg.data.case import Case
 from rwkvseg.data.convert.nnunet_msd import geometry
 from rwkvseg.data.convert.plan import Item, Plan, stem_in_part
-from rwkvseg.data.convert.result import Done, write_folds, write_groups, write_labels
+from rwkvseg.data.convert.result import Done, unread, write_folds, write_groups, write_labels
 from rwkvseg.data.convert.scale import Scale, choose_scale
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix, write_label_map
@@ -47,6 +47,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     volume = len(case.spatial_shape) == 3
     scale, lost = None, [DEPTH] if volume else []
     picture = _one_picture(item)
+    lost += unread(item) if picture is None else []
     record = geometry(case) | {"axis": slice_axis(case, Preprocessing())} if volume else {}
     if picture is None and not (case.image.dtype == np.uint8 and len(case.image) == 3 and not volume):
         scale = choose_scale(_one_channel(case), _stored_type(item, case), plan.options.window)

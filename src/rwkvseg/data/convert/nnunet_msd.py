@@ -19,6 +19,7 @@ from rwkvseg.data.convert.result import (
     channel_names,
     licence_of,
     numbered,
+    unread,
     write_folds,
     write_groups,
 )
@@ -53,7 +54,7 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
         lost, record = _write_volume(item, case, paths), geometry(case)
     else:
         record = _write_picture(item, case, paths)
-        lost = [] if record.get("exact", True) else [QUANTISED]
+        lost = unread(item) + ([] if record.get("exact", True) else [QUANTISED])
     if case.label is not None:
         write_label_map(root / f"labels{end}" / f"{item.id}{suffix}", case.label, case.affine)
     return Done(

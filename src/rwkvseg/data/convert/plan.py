@@ -18,6 +18,7 @@ from rwkvseg.data.reading import label_values, read_case, read_case_label
 from rwkvseg.data.splits import read_split
 from rwkvseg.data.transunet import SLICE
 from rwkvseg.errors import DataError, GeometryError
+from rwkvseg.wording import counted
 
 Layout = Literal["nnunet", "msd", "images", "transunet"]
 LAYOUTS: tuple[Layout, ...] = ("nnunet", "msd", "images", "transunet")
@@ -97,7 +98,7 @@ def make_plan(
         _require_folders(items)
     left_out, notes = whole - len(cases), []
     if left_out:
-        notes.append(f"{left_out} cases that the split does not name are left out")
+        notes.append(f"{counted(left_out, 'case')} that the split does not name left out")
     labels = options.labels or folder.labels
     if labels is None and not any(case.label for case in cases):
         labels = {"background": 0}
@@ -151,8 +152,8 @@ def _require_own_names(items: Sequence[Item]) -> None:
     twice = [name for name, number in Counter(item.id for item in items).items() if number > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} names are those of two cases, in different parts: {name_some(twice)}. "
-            "Rename one of each."
+            f"{counted(len(twice), 'name is that', 'names are those')} of two cases, in different parts: "
+            f"{name_some(twice)}. Rename one of each."
         )
 
 
@@ -162,13 +163,15 @@ def _require_folders(items: Sequence[Item]) -> None:
     twice = [f"{part}/{name}" for (part, name), number in names.items() if number > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} cases would have the same file: {name_some(twice)}. Rename one of each."
+            f"{counted(len(twice), 'file would be that', 'files would be those')} of two cases: "
+            f"{name_some(twice)}. Rename one of each."
         )
     for part in {item.part for item in items}:
         lacking = [item.id for item in items if item.part == part and not item.has_label]
         if lacking and len(lacking) < sum(item.part == part for item in items):
             raise DataError(
-                f"{len(lacking)} cases of the part {part} have no label, others have: {name_some(lacking)}. "
+                f"{counted(len(lacking), 'case')} of the part {part} without label, others with one: "
+                f"{name_some(lacking)}. "
                 "Give a split file that leaves them out, or has them in a part of their own."
             )
 

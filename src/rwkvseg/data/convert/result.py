@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.data.convert.plan import Plan
-from rwkvseg.data.files import GROUP_IN_ID, read_json_list
+from rwkvseg.data.convert.plan import Item, Plan
+from rwkvseg.data.files import group_in_id, read_json_list
+from rwkvseg.data.io import PICTURE_SUFFIXES, case_suffix
+from rwkvseg.data.pictures import left_behind
 from rwkvseg.errors import DataError
 from rwkvseg.output import write_json, write_text
+from rwkvseg.wording import counted
 
 SPLITS = "splits_final.json"
 
@@ -34,6 +37,12 @@ class Done:
     """What is noted of it, such as its spacing."""
 
 
+def unread(item: Item) -> list[str]:
+    """What the pictures of an item hold that no case does, and that a file written anew lacks."""
+    paths = [path for files in item.sources for path in files.images if case_suffix(path) in PICTURE_SUFFIXES]
+    return list(dict.fromkeys(what for path in paths for what in left_behind(path)))
+
+
 def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
     """The plan's names of channels, else numbered ones.
 
@@ -47,8 +56,8 @@ def channel_names(plan: Plan, done: Sequence[Done]) -> tuple[str, ...]:
     number = next(iter(numbers))
     if plan.channels is not None and len(plan.channels) != number:
         raise DataError(
-            f"images have {number} channels, {len(plan.channels)} are named: {', '.join(plan.channels)}. "
-            "Name each once with --channel."
+            f"images have {counted(number, 'channel')}, {len(plan.channels)} named: "
+            f"{', '.join(plan.channels)}. Name each once with --channel."
         )
     return plan.channels or (("R", "G", "B") if number == 3 else tuple(f"channel {i}" for i in range(number)))
 
@@ -82,8 +91,7 @@ def write_groups(root: Path, done: Sequence[Done]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "group"))
     for case in done:
-        match = GROUP_IN_ID.match(case.source)
-        group = case.group or (match[1] if match else case.source)
+        group = case.group or group_in_id(case.source, case.part) or case.source
         writer.writerows((name, group) for name in case.ids)
     write_text(root / "groups.csv", text.getvalue())
 

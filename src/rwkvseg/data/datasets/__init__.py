@@ -1,6 +1,8 @@
 """Public data sets, one file each: labels, layout, split, citation, licence, where to get them."""
 
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from rwkvseg.data.datasets import (
@@ -31,14 +33,29 @@ DATASETS: Mapping[str, DataSet] = MappingProxyType(
 
 
 def get_dataset(name: str) -> DataSet:
-    """Return the description of a data set.
+    """Return the description of a data set by its name or another it goes by.
+
+    Capitals, spaces and signs do not matter.
 
     Raises:
-        UsageError: unknown name; the known are listed.
+        UsageError: unknown name; those that come near it and all known are listed.
 
-    >>> get_dataset("kvasir_seg").parts
+    >>> get_dataset("Kvasir-SEG").parts
     (800, 100, 100)
     """
-    if name not in DATASETS:
-        raise UsageError(f"unknown data set '{name}'. Choose one of {', '.join(DATASETS)}.")
-    return DATASETS[name]
+    spellings = {
+        _plain(spelling): dataset
+        for dataset in DATASETS.values()
+        for spelling in (dataset.name, *dataset.aliases)
+    }
+    wanted = _plain(name)
+    if wanted in spellings:
+        return spellings[wanted]
+    near = dict.fromkeys(spellings[alike].name for alike in get_close_matches(wanted, spellings, n=3))
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(f"unknown data set '{name}'. {hint}Choose one of {', '.join(DATASETS)}.")
+
+
+def _plain(spelling: str) -> str:
+    """Letters and digits alone, in lower case: Kvasir-SEG is kvasir_seg."""
+    return re.sub(r"[\W_]", "", spelling.casefold())

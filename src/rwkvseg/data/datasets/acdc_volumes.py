@@ -8,6 +8,7 @@ DATASET = replace(
     acdc.DATASET,
     name="acdc_volumes",
     title="ACDC as volumes (Automated Cardiac Diagnosis Challenge)",
+    aliases=("ACDC 3D",),
     dimensions=3,
     cases=(
         "100 training patients, end of diastole and of systole; 80 of them, 160 volumes, were checked: "

@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="busi",
     title="BUSI (breast ultrasound images)",
+    aliases=("Dataset_BUSI_with_GT",),
     modality="ultrasound",
     dimensions=2,
     cases="780 images: normal, benign, malignant",

@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="cvc_clinicdb",
     title="CVC-ClinicDB (polyps)",
+    aliases=("ClinicDB",),
     modality="colonoscopy",
     dimensions=2,
     cases="612 frames of 29 sequences from 25 videos",

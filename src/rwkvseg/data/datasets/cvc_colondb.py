@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="cvc_colondb",
     title="CVC-ColonDB (polyps)",
+    aliases=("ColonDB",),
     modality="colonoscopy",
     dimensions=2,
     cases="380 frames, 574 x 500, chosen from 15 short videos",

@@ -18,6 +18,8 @@ class DataSet:
     name: str
     """Key of `get_dataset`."""
     title: str
+    aliases: tuple[str, ...] = ()
+    """What else it is called."""
     modality: str
     dimensions: int
     """Spatial axes of what a network sees here: 2 or 3."""
@@ -59,6 +61,8 @@ class DataSet:
             text = " / ".join(map(str, value))
         elif field == "split_files":
             text = ", ".join(f"recipes/splits/{name}" for name in value) or "none"
+        elif field == "aliases":
+            text = ", ".join(value) or "none"
         else:
             text = str(value)
         return f"{text} ({NOT_VERIFIED})" if field in self.unverified else text

@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="fugc",
     title="FUGC 2025 (cervix, semi-supervised)",
+    aliases=("FUGC 2025",),
     modality="ultrasound",
     dimensions=2,
     cases="890 images, 450 of them without label",

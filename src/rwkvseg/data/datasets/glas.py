@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="glas",
     title="GlaS (glands; MICCAI 2015, Warwick-QU)",
+    aliases=("Warwick-QU",),
     modality="histology",
     dimensions=2,
     cases="165 images: 85 train, 80 test (60 test A, 20 test B)",

@@ -6,6 +6,7 @@ from rwkvseg.data.downloads import Download
 DATASET = DataSet(
     name="hippocampus",
     title="MSD Task04 Hippocampus",
+    aliases=("Task04_Hippocampus", "MSD Hippocampus"),
     modality="MR",
     dimensions=3,
     cases="260 labelled volumes, about 35 x 50 x 36 voxels of 1 mm",

@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="kvasir_seg",
     title="Kvasir-SEG (polyps)",
+    aliases=("Kvasir",),
     modality="colonoscopy",
     dimensions=2,
     cases="1000 images, 332 x 487 to 1920 x 1072",

@@ -5,6 +5,7 @@ from rwkvseg.data.datasets.description import DataSet
 DATASET = DataSet(
     name="synapse",
     title="Synapse multi-organ segmentation (BTCV abdomen)",
+    aliases=("BTCV",),
     modality="CT",
     dimensions=2,
     cases="30 abdominal scans",
