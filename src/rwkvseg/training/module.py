@@ -34,9 +34,15 @@ class SegmentationModule(RecipeModule):
         self.val_cases = val_cases
         self._counts = torch.zeros(0)
 
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the network, or the moving average of it."""
+        result: nn.Module = self.network if self.average is None else self.average.module
+        return result
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits of a batch of images."""
-        logits: Tensor = self.network(image)
+        logits: Tensor = self.result(image)
         return logits
 
     def example(self) -> tuple[Tensor, ...]:
@@ -64,7 +70,7 @@ class SegmentationModule(RecipeModule):
         """
         label = batch["label"].long()
         if self.patch is not None:
-            prediction = label_volume(self.network, batch["image"][0], self.patch, self.batch_size)[None]
+            prediction = label_volume(self.result, batch["image"][0], self.patch, self.batch_size)[None]
         else:
             logits = self(laid_out(batch["image"]))
             prediction = logits.argmax(1)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rwkvseg.models.pretraining import reconstruction_loss
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
@@ -26,12 +25,6 @@ class PretrainModule(RecipeModule):
         self.pictures = (training.batch_size, 3, recipe.pictures.size, recipe.pictures.size)
         self.task = recipe.task
         self.label_smoothing = recipe.classify.label_smoothing
-        self.average: AveragedModel | None = None
-        if training.ema is not None:
-            # batch norm's statistics too: those of the last weights do not fit averaged ones
-            averaging = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True).eval()
-            self.average.requires_grad_(False)
         self._sums = torch.zeros(0)
 
     def example(self) -> tuple[Tensor, ...]:
@@ -49,11 +42,6 @@ class PretrainModule(RecipeModule):
             loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the average follow the weights that the optimiser has just changed."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

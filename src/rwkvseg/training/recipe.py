@@ -149,6 +149,7 @@ class TrainingSettings(Settings):
     workers: Workers = "auto"
     cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data of a part up to this size stays in memory
     foreground_fraction: float = Field(1 / 3, ge=0, le=1)  # of the patches of volumes, centred on a structure
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of a moving average of the weights: it is the result
     compile: bool = False
     cuda_graphs: bool = (
         True  # on one GPU where all images have one size: record the steps, launch them as one

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.freezing import keep_frozen
@@ -22,10 +23,11 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
     """Seeds, clips and optimises `network` as a recipe says, whatever the task is.
 
     On one GPU the network's steps are launched as CUDA graphs where the recipe lets them, see `graphed`.
+    `average` holds the moving average of the weights, if the recipe asks for one.
 
     Args:
         network: what is trained.
-        recipe: its optimiser, epochs, seed of everything random inside the network.
+        recipe: its optimiser, epochs, decay of the moving average, seed of everything random inside.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe | PretrainRecipe) -> None:
@@ -35,6 +37,8 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
         self.epochs = recipe.training.epochs
         self.seed = recipe.training.seed
         self.record = may_record(recipe)
+        decay = recipe.training.ema
+        self.average = None if decay is None else average_of(network, decay)
         self._recorded: Callable[..., Any] | None = None
 
     def example(self) -> tuple[Tensor, ...]:
@@ -52,6 +56,11 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
     def run_network(self, *inputs: Tensor) -> Any:
         """Output of the network in training, recorded or not."""
         return (self._recorded or self.network)(*inputs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the average follow the weights that the optimiser has just changed."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
@@ -95,6 +104,15 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+
+def average_of(network: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of weights and of batch norm's statistics; the first update copies both."""
+    # statistics too: those of the last weights do not fit averaged ones
+    averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True).eval()
+    average.requires_grad_(False)
+    return average
 
 
 def may_record(recipe: Recipe | PretrainRecipe) -> bool:

@@ -113,7 +113,7 @@ class _Run:
             describe_run(self.out, self.recipe, folder, self.split, self.device, on_case=advance)
 
     def fit(self, network: nn.Module, data: SegmentationData) -> History:
-        """Train from the start or from the last checkpoint; `network` then holds the last epoch's weights."""
+        """Train from the start or from the last checkpoint; `network` then holds what the last epoch left."""
         settings = self.recipe.training
         module = SegmentationModule(
             network, self.recipe, num_classes=len(self.labels), val_cases=len(self.split.val)
@@ -130,6 +130,8 @@ class _Run:
             device=self.device,
             callbacks=[history, FusionHistory(self.out), TrainingProgress(self.console), *saving],
         )
+        if module.average is not None:
+            network.load_state_dict(module.result.state_dict())
         torch.backends.cudnn.benchmark = False  # single images of many sizes are to follow
         return history
 
@@ -172,7 +174,8 @@ class _Run:
         """Export the reported checkpoint, evaluate it on val and test, write the summary."""
         if self.recipe.training.report == "best":
             state = SafeCheckpointIO().load_checkpoint(best_path(self.out))["state_dict"]
-            weights = {name.removeprefix("network."): value for name, value in state.items()}
+            kept = "network." if self.recipe.training.ema is None else "average.module."
+            weights = {name.removeprefix(kept): x for name, x in state.items() if name.startswith(kept)}
             network.load_state_dict(weights, strict=True)
         description = save_model(self.out / "model", network, self._description(preprocessing))
         predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
