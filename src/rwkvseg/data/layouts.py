@@ -306,7 +306,8 @@ def _read_nnunet(root: Path) -> list[CaseFiles]:
     number = len(next(iter(found.values()), ()))
     if found and expected and number != expected and not _in_one_picture(found):
         raise DataError(
-            f"{images} has {number} channels a case, dataset.json names {expected}. Make them agree."
+            f"{images} has {counted(number, 'channel')} a case, dataset.json names {expected}. "
+            "Make them agree."
         )
     return [CaseFiles(case, channels, truth[case]) for case, channels in found.items()]
 
