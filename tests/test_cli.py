@@ -419,7 +419,8 @@ class TestEvaluate:
         assert (code, err) == (0, "")
         assert f"report: {out / 'report.html'}\n" in printed
         assert "2 cases" in printed
-        assert "not scored: 18 truths without a prediction" in printed
+        assert "not scored: 18 truths without a prediction (" in printed
+        assert " and 13 more)\n" in printed
         arguments = ("-p", predictions, "-t", phantom, "-o", out, "--protocol", "transunet")
         code, _, err = rwkvseg("evaluate", *arguments)
         assert code == 0

@@ -43,12 +43,21 @@ def test_labels_are_asked_for_with_a_way_to_give_them(rwkvseg, study, tmp_path, 
     assert files_below(tmp_path) == []
 
 
+def test_training_asks_for_labels_too(rwkvseg, study, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: bones\ndata: {labels: {background: 0, bone: 1}}\n")
+    code, out, err = rwkvseg("train", recipe, "--data", study, "-o", tmp_path / "run")
+    assert (code, out) == (1, "")
+    assert f"`rwkvseg data convert {study} DST --to nnunet --label NAME=VALUE`" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_way_out_ends_in_a_recipe(rwkvseg, study, tmp_path):
     target = tmp_path / "Dataset007_CT"
     code, out, err = rwkvseg("data", "convert", study, target, "--to", "nnunet", "--label", "bone=1")
     assert (code, err) == (0, "")
     assert "3 cases (test 3)" in out
-    assert "nothing was lost" in out
+    assert "lost in 3 of 3 cases: the DICOM headers" in out
     assert json.loads((target / "dataset.json").read_text())["labels"] == {"background": 0, "bone": 1}
     for name, grid in GRIDS.items():
         image, _, affine = read_image(target / "imagesTs" / f"{name}_0000.nii.gz")
@@ -96,7 +105,7 @@ def test_x_rays_become_pictures(rwkvseg, tmp_path):
         write_picture(tmp_path / "x" / f"{name}.dcm", picture)
     code, out, err = rwkvseg("data", "convert", tmp_path / "x", tmp_path / "png", "--to", "images")
     assert (code, err) == (0, "")
-    assert "nothing was lost" in out
+    assert "lost in 2 of 2 cases: the DICOM headers" in out
     made = sorted((tmp_path / "png" / "test" / "images").iterdir())
     np.testing.assert_array_equal([read_picture(path)[0] for path in made], values)
     code, out, _ = rwkvseg("data", "verify", tmp_path / "png")

@@ -91,9 +91,11 @@ def _evaluate_both(
 
 
 def _print_ends(console: Console, result: "Evaluation", report: Path, *, warn: bool = True) -> None:
+    from rwkvseg.data.files import name_some
+
     if result.not_predicted:
-        some = ", ".join(result.not_predicted[:5])
-        say(console, f"not scored: {len(result.not_predicted)} truths without a prediction ({some})")
+        truths, some = counted(len(result.not_predicted), "truth"), name_some(result.not_predicted)
+        say(console, f"not scored: {truths} without a prediction ({some})")
     for warning in result.context.warnings if warn else ():
         typer.echo(f"warning: {warning}", err=True)
     say(console, f"report: {report}")

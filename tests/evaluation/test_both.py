@@ -130,6 +130,10 @@ def test_the_sentences_name_cases_and_reasons():
     assert "part in 4 of 8 structures, in 3 of 4 cases" in told[0]
     assert any("missed: 1 structure of 1 case (missed)" in line for line in told)
     assert told[-1] == "a note"
+    assert any(line.startswith("The means part by these") for line in told)
+    alike = parting_sentences(beside({"equal": (BOTH, BOTH)}))
+    assert "part in 0 of 2 structures, in 0 of 1 case." in alike[0]
+    assert any(line.startswith("Where the means part, it is since strict averages") for line in alike)
     many = {f"case{index:02d}": (MOVED, HELD) for index in range(12)}
     (line,) = (line for line in parting_sentences(beside(many)) if line.startswith("absent"))
     assert "case00, case01" in line

@@ -145,9 +145,9 @@ def test_scores_without_an_honest_mean_are_refused(scores):
         summarise([])
     with pytest.raises(DataError, match="'a' has several scores of label 1"):
         summarise([*scores, scores[0]])
-    with pytest.raises(DataError, match="1 of 4 cases lack one of the 2 classes, the first is 'd'"):
+    with pytest.raises(DataError, match="1 of 4 cases without one of the 2 classes, the first is 'd'"):
         summarise(scores[:-1])
-    with pytest.raises(DataError, match="1 of 4 cases have no group, the first is 'd'"):
+    with pytest.raises(DataError, match="1 of 4 cases without a group, the first is 'd'"):
         summarise(scores, groups={"a": 1, "b": 1, "c": 1})
     with pytest.raises(UsageError, match="cm"):
         summarise(scores, unit="cm")

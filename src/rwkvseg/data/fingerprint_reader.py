@@ -189,4 +189,4 @@ def name_values(values: set[int]) -> dict[str, int] | None:
         or not set(range(1, max(values) + 1)) <= values
     ):
         return None
-    return {"background": 0} | {f"class {value}": value for value in range(1, max(values) + 1)}
+    return {"background": 0} | {f"label {value}": value for value in range(1, max(values) + 1)}

@@ -17,6 +17,7 @@ from rwkvseg.data.files import (
 )
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_id, case_suffix
 from rwkvseg.errors import DataError
+from rwkvseg.wording import counted
 
 
 def read_nnunet(root: Path) -> list[CaseFiles]:
@@ -38,7 +39,8 @@ def read_nnunet(root: Path) -> list[CaseFiles]:
     number = len(next(iter(found.values()), ()))
     if found and expected and number != expected and not _in_one_picture(found):
         raise DataError(
-            f"{images} has {number} channels a case, dataset.json names {expected}. Make them agree."
+            f"{images} has {counted(number, 'channel')} a case, dataset.json names {expected}. "
+            "Make them agree."
         )
     return [CaseFiles(case, channels, truth[case]) for case, channels in found.items()]
 

@@ -144,7 +144,7 @@ def _parse_fold(path: Path, folds: list[Any], fold: int | None) -> Split:
     if fold is None or not 0 <= fold < len(folds):
         asked = "none is chosen" if fold is None else f"there is no fold {fold}"
         raise UsageError(
-            f"{path} holds {len(folds)} folds and {asked}. "
+            f"{path} holds {counted(len(folds), 'fold')} and {asked}. "
             f"Choose 0 to {len(folds) - 1}: --fold 0 on the command line, split.fold: 0 in a recipe."
         )
     content = folds[fold]

@@ -60,7 +60,8 @@ def parting_sentences(both: Both, number: int = 8) -> list[str]:
     averages = (
         "strict averages the classes of a case first, and only those that it holds; transunet counts all"
     )
-    return [*sentences, f"The means part by these, and since {averages}.", *both.notes]
+    why = "The means part by these, and since" if both.parted else "Where the means part, it is since"
+    return [*sentences, f"{why} {averages}.", *both.notes]
 
 
 def write_both_report(path: Path, both: Both, reports: dict[str, str]) -> None:

@@ -58,9 +58,9 @@ def notes(comparison: Comparison) -> list[str]:
         *comparison.remarks,
         f"Differences are of each run minus {first.label}, in the mean over the classes of a case; a higher "
         "DSC and a lower HD95 are better.",
-        f"Protocol {first.protocol}. Intervals are bootstrapped over {units}; p: of the paired "
-        f"permutation test, by Holm's correction of it for the {len(comparison.differences)} tests here, and "
-        f"of Wilcoxon's signed-rank test, whose ranks give higher/equal/lower and the effect r "
+        f"Protocol {first.protocol}. Intervals are bootstrapped over {units}; p: of the paired permutation "
+        f"test, by Holm's correction of it for {counted(len(comparison.differences), 'test')}, and of "
+        f"Wilcoxon's signed-rank test, whose ranks give higher/equal/lower and the effect r "
         f"(rank-biserial, -1 to 1), all over {units}.",
         "They speak of other cases of this kind, not of another training: for that, take several seeds.",
     ]

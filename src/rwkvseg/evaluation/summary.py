@@ -17,6 +17,7 @@ from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.further import Mean, mean_of_cases, mean_of_class
 from rwkvseg.evaluation.protocols import TOLERANCE, ClassScore, Outcome, Protocol, check_protocol
 from rwkvseg.evaluation.statistics import Interval, bootstrap_interval
+from rwkvseg.wording import counted
 
 Unit = Literal["mm", "px"]
 
@@ -221,7 +222,7 @@ def _class_names(scores: Sequence[ClassScore]) -> dict[int, str]:
     lacking = [case for case, number in held.items() if number < len(names)]
     if lacking:
         raise DataError(
-            f"{len(lacking)} of {len(held)} cases lack one of the {len(names)} classes, "
+            f"{len(lacking)} of {counted(len(held), 'case')} without one of the {len(names)} classes, "
             f"the first is {lacking[0]!r}. "
             "Score every case with the same labels; a class that a case does not hold is scored as absent."
         )
@@ -232,7 +233,7 @@ def _clusters(cases: Sequence[str], groups: Mapping[str, object]) -> list[object
     lacking = [case for case in cases if case not in groups]
     if lacking:
         raise DataError(
-            f"{len(lacking)} of {len(cases)} cases have no group, the first is {lacking[0]!r}. "
+            f"{len(lacking)} of {counted(len(cases), 'case')} without a group, the first is {lacking[0]!r}. "
             "Give every case its patient or video, or no groups at all."
         )
     return [groups[case] for case in cases]

@@ -50,11 +50,13 @@ def write_case(item: Item, case: Case, plan: Plan, root: Path) -> Done:
     paths = [root / f"images{end}" / f"{name}{suffix}" for name in names]
     if plan.options.to == "msd":
         paths = [root / f"images{end}" / f"{item.id}{suffix}"]
+    lost = unread(item)
     if volume:
-        lost, record = _write_volume(item, case, paths), geometry(case)
+        record = geometry(case)
+        lost += _write_volume(item, case, paths)
     else:
         record = _write_picture(item, case, paths)
-        lost = unread(item) + ([] if record.get("exact", True) else [QUANTISED])
+        lost += [] if record.get("exact", True) else [QUANTISED]
     if case.label is not None:
         write_label_map(root / f"labels{end}" / f"{item.id}{suffix}", case.label, case.affine)
     return Done(

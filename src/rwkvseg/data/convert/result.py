@@ -17,6 +17,7 @@ from rwkvseg.output import write_json, write_text
 from rwkvseg.wording import counted
 
 SPLITS = "splits_final.json"
+HEADERS = "the DICOM headers (patient, study, device): voxels and geometry are kept"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Done:
 
 
 def unread(item: Item) -> list[str]:
-    """What the pictures of an item hold that no case does, and that a file written anew lacks."""
+    """What the files of an item hold that no case does, and that a file written anew lacks."""
+    if any(files.series is not None for files in item.sources):
+        return [HEADERS]
     paths = [path for files in item.sources for path in files.images if case_suffix(path) in PICTURE_SUFFIXES]
     return list(dict.fromkeys(what for path in paths for what in left_behind(path)))
 
