@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say
-from rwkvseg.cli_options import FoldOption
+from rwkvseg.cli.console import say
+from rwkvseg.cli.options import FoldOption
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 from rwkvseg.wording import counted

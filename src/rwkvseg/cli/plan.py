@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_console import say, widen
-from rwkvseg.cli_options import DataFolderArgument, JsonOption
+from rwkvseg.cli.console import say, widen
+from rwkvseg.cli.options import DataFolderArgument, JsonOption
 from rwkvseg.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rwkvseg import __version__
-from rwkvseg.cli_compare import compare
-from rwkvseg.cli_data import data_app
-from rwkvseg.cli_evaluate import evaluate
-from rwkvseg.cli_figure import figure_app
-from rwkvseg.cli_fingerprint import fingerprint
-from rwkvseg.cli_models import convert_published, models
-from rwkvseg.cli_plan import plan
-from rwkvseg.cli_predict import predict
-from rwkvseg.cli_train import demo, pretrain, train
+from rwkvseg.cli.compare import compare
+from rwkvseg.cli.data import data_app
+from rwkvseg.cli.evaluate import evaluate
+from rwkvseg.cli.figure import figure_app
+from rwkvseg.cli.fingerprint import fingerprint
+from rwkvseg.cli.models import convert_published, models
+from rwkvseg.cli.plan import plan
+from rwkvseg.cli.predict import predict
+from rwkvseg.cli.train import demo, pretrain, train
 from rwkvseg.errors import RWKVSegError
 
 app = typer.Typer(
@@ -111,7 +111,3 @@ def _explain_unexpected(error: Exception) -> str:
 def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

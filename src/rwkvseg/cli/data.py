@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli_console import say
-from rwkvseg.cli_convert import convert
-from rwkvseg.cli_options import DataFolderArgument, FoldOption, JsonListOption
+from rwkvseg.cli.console import say
+from rwkvseg.cli.convert import convert
+from rwkvseg.cli.options import DataFolderArgument, FoldOption, JsonListOption
 from rwkvseg.progress import progress_bar
 from rwkvseg.wording import counted
 

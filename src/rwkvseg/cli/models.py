@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rwkvseg.cli_console import say
-from rwkvseg.cli_options import CountedSizeOption, JsonListOption, Variant
+from rwkvseg.cli.console import say
+from rwkvseg.cli.options import CountedSizeOption, JsonListOption, Variant
 from rwkvseg.wording import counted
 
 if TYPE_CHECKING:

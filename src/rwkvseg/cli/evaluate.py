@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say, show_summary, show_table, widen
+from rwkvseg.cli.console import say, show_summary, show_table, widen
 from rwkvseg.errors import UsageError
 from rwkvseg.progress import progress_bar
 from rwkvseg.wording import counted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say, show_table, widen
+from rwkvseg.cli.console import say, show_table, widen
 from rwkvseg.wording import counted
 
 if TYPE_CHECKING:

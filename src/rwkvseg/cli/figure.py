@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say
-from rwkvseg.cli_options import Device, DeviceOption
+from rwkvseg.cli.console import say
+from rwkvseg.cli.options import Device, DeviceOption
 from rwkvseg.progress import progress_bar
 
 figure_app = typer.Typer(

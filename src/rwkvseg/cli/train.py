@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rwkvseg.cli_console import say, show_summary
-from rwkvseg.cli_options import (
+from rwkvseg.cli.console import say, show_summary
+from rwkvseg.cli.options import (
     ChangesOption,
     DataOption,
     Device,
