@@ -130,6 +130,9 @@ def _points(
     return [int(epoch or 0) + 1 for epoch, _ in known], [scale * float(value or 0.0) for _, value in known]
 
 
+COMPILING = "compiling GPU kernels, kept on disk"
+
+
 class TrainingProgress(Callback):  # type: ignore[misc]
     """One bar over the whole run with loss, DSC and ETA; without a terminal, a line every tenth of it."""
 
@@ -138,18 +141,22 @@ class TrainingProgress(Callback):  # type: ignore[misc]
         self.score = score
         self._bar: Progress | None = None
         self._task: Any = None
+        self._text = "training"
         self._started = 0.0
         self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the epoch where training starts or resumes."""
         self._started, self._first = time.perf_counter(), trainer.current_epoch
+        on_gpu = pl_module.device.type == "cuda"
         if not self.console.is_terminal:
+            if on_gpu:
+                self.console.print(f"{COMPILING}: the first epoch may take minutes", highlight=False)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
-        total = int(trainer.estimated_stepping_batches)
-        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step)
+        text, total = COMPILING if on_gpu else self._text, int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task(text, total=total, completed=trainer.global_step)
         self._bar.start()
 
     def on_train_batch_end(
@@ -157,7 +164,7 @@ class TrainingProgress(Callback):  # type: ignore[misc]
     ) -> None:
         """Move the bar."""
         if self._bar:
-            self._bar.update(self._task, completed=trainer.global_step)
+            self._bar.update(self._task, completed=trainer.global_step, description=self._text)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the epoch's figures."""
@@ -167,6 +174,7 @@ class TrainingProgress(Callback):  # type: ignore[misc]
         for name in self.score.names[:1]:
             if name in metrics:
                 text += f"  val {self.score.label} {100 * metrics[name]:.2f} %"
+        self._text = text
         if self._bar:
             self._bar.update(self._task, description=text)
         elif done == total or done % max(1, total // 10) == 0:
