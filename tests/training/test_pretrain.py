@@ -242,6 +242,7 @@ def test_a_failure_leaves_no_run_behind(rwkvseg, tree, tmp_path):
         (2, "pictures.size=33", "multiple of 16"),
         (2, "training.devices=4", "multiple of devices"),
         (2, "task=masked", "needs a data source"),
+        (2, "model.encoder_weights=a.safetensors", "starts from fresh weights"),
         (1, "training.batch_size=40", "18 pictures do not fill one batch of 40"),
     ):
         found, _, err = rwkvseg("pretrain", path, "--data", tree, "-o", out, "--set", change)

@@ -88,6 +88,15 @@ class PretrainRecipe(RecipeFile):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: PretrainTrainingSettings = PretrainTrainingSettings()
 
+    @field_validator("model")
+    @classmethod
+    def _weights_are_fresh(cls, model: ModelSettings) -> ModelSettings:
+        if model.encoder_weights is not None:
+            raise ValueError(
+                "a pre-training starts from fresh weights; encoder_weights is for the segmentation that follows"
+            )
+        return model
+
     @field_validator("pictures")
     @classmethod
     def _size_fits_the_encoder(cls, pictures: PictureSettings) -> PictureSettings:
