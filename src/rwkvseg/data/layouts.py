@@ -25,6 +25,7 @@ from rwkvseg.data.files import (
     with_groups,
 )
 from rwkvseg.data.io import PICTURE_SUFFIXES, VOLUME_SUFFIXES, case_id, case_suffix
+from rwkvseg.data.label_names import parse_labels
 from rwkvseg.data.published import beside_images, is_beside, pair_folders, read_beside
 from rwkvseg.data.reading import read_case
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet, read_transunet
@@ -39,7 +40,6 @@ KNOWN = (
     "ACDC_training_slices/ + ACDC_training_volumes/ (TransUNet)"
 )
 NEAR = 20  # entries of a folder among which a layout is looked for
-_LARGEST_VALUE = 65535  # that a label map can hold, see `write_label_map`
 
 
 @dataclass(frozen=True)
@@ -347,47 +347,6 @@ def _training_folders(root: Path) -> tuple[Path, Path]:
     _require_folder(images)
     _require_folder(labels)
     return images, labels
-
-
-def parse_labels(named: Any, root: Path) -> dict[str, int]:
-    """Name -> value from nnU-Net's {name: value} or MSD's {"value": name}; `root` is for the message.
-
-    Raises:
-        DataError: regions, an ignore label, no whole numbers, or a value used twice.
-    """
-    if not isinstance(named, dict):
-        raise DataError(f"the labels in {root} are no JSON object. Write them as name: value.")
-    if any(isinstance(value, list) for value in named.values()) or "ignore" in named:
-        raise DataError(
-            f"the labels in {root} use nnU-Net's regions or ignore label, which are not supported. "
-            "Give each structure one value."
-        )
-    try:
-        values_first = all(isinstance(value, str) and str(key).isdigit() for key, value in named.items())
-        labels = (
-            {str(v): int(k) for k, v in named.items()}
-            if values_first
-            else {k: _as_value(v) for k, v in named.items()}
-        )
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the labels in {root} are not name: value. Mend dataset.json.") from error
-    if not all(0 <= value <= _LARGEST_VALUE for value in labels.values()):
-        raise DataError(
-            f"the labels in {root} have values outside 0..{_LARGEST_VALUE}: {str(labels)[:200]}. "
-            "Renumber the structures from 1 up."
-        )
-    if 0 not in labels.values():
-        labels = {"background": 0} | labels
-    if len(set(labels.values())) != len(labels):
-        raise DataError(f"two labels in {root} share a value: {labels}. Give each its own.")
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
-def _as_value(value: Any) -> int:
-    """Whole numbers, also as text; int() alone would cut 1.5 and take True."""
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError(value)
-    return int(value)
 
 
 READERS: dict[str, Callable[[Path], list[CaseFiles]]] = {

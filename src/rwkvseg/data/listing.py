@@ -18,7 +18,8 @@ from rwkvseg.data.files import (
 )
 from rwkvseg.data.findings import Finding, from_error
 from rwkvseg.data.io import PICTURE_SUFFIXES, case_id, case_suffix
-from rwkvseg.data.layouts import KNOWN, parse_labels, unknown_layout
+from rwkvseg.data.label_names import parse_labels
+from rwkvseg.data.layouts import KNOWN, unknown_layout
 from rwkvseg.data.published import contest_parts, is_beside, list_beside, numbers_objects, pair_folders
 from rwkvseg.data.transunet import is_transunet, known_labels, list_transunet
 from rwkvseg.errors import DataError
