@@ -51,6 +51,7 @@ def test_what_is_lost_is_said_on_screen_and_in_the_file(rwkvseg, phantom_3d, tmp
         (["--to", "nifti"], 2, "'nifti' is not one of"),
         (["--to", "msd", "--label", "tumor"], 2, "'tumor' is no label. Write --label NAME=VALUE"),
         (["--to", "msd", "--label", "a=1", "--label", "b=1"], 2, "two labels share a value"),
+        (["--to", "msd", "--label", "a=1", "--label", "background=2"], 2, "background is 2, and must be 0"),
         (["--to", "msd", "--layout", "dcm"], 1, "unknown layout 'dcm'. Choose one of auto, images, beside"),
         (["--to", "msd", "--window", "1", "2"], 2, "a window is for images and transunet"),
         (["--to", "msd", "--split", "none.json"], 1, "split file none.json does not exist"),

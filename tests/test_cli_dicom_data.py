@@ -58,7 +58,9 @@ def test_the_way_out_ends_in_a_recipe(rwkvseg, study, tmp_path):
     assert (code, err) == (0, "")
     assert "3 cases (test 3)" in out
     assert "lost in 3 of 3 cases: the DICOM headers" in out
-    assert json.loads((target / "dataset.json").read_text())["labels"] == {"background": 0, "bone": 1}
+    described = json.loads((target / "dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "bone": 1}
+    assert described["channel_names"] == {"0": "CT"}  # by which a plan knows its intensities
     for name, grid in GRIDS.items():
         image, _, affine = read_image(target / "imagesTs" / f"{name}_0000.nii.gz")
         assert_lies_right(image[0], affine, grid)

@@ -147,6 +147,8 @@ def test_nnunet_mistakes_are_named(tmp_path):
         ({"background": 0, "whole": [1, 2], "core": 2}, "regions or ignore"),
         ({"background": 0, "a": 1, "ignore": 2}, "regions or ignore"),
         ({"background": 0, "a": 1, "b": 1}, "share a value"),
+        ({"2": "background", "1": "a"}, "call 2 background and name no 0"),
+        ({"background": 2, "a": 1}, "call 2 background and name no 0"),
         ({"background": 0, "a": "one"}, "not name: value"),
         ([0, 1], "no JSON object"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from harness import FLOOD, refused
+from harness import FLOOD, Reader, outcome, refused
 from PIL import Image
 from readers import (
     NNUNET,
@@ -20,6 +20,7 @@ from readers import (
     model_folder,
     model_of,
     png_with_checksums,
+    sound_image,
     summaries,
     summary,
 )
@@ -276,3 +277,18 @@ def test_a_text_chunk_of_a_png_may_not_unfold_into_memory(tmp_path):
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
     (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
     refused(tmp_path / "a.png", read_image)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_chunk_of_a_png_may_claim_more_than_the_file_holds(tmp_path, place):
+    """Its pixels may be whole all the same; what is asked of the file must not be what is claimed."""
+    pixels = bytes(16 * (1 + 16 * 3))
+    header = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
+    chunks = [header, zlib.compress(pixels)]
+    content = b"\x89PNG\r\n\x1a\n"
+    for index, (kind, body) in enumerate(zip((b"IHDR", b"IDAT"), chunks, strict=True)):
+        size = 0x7FFF0000 if index == place else len(body)
+        content += struct.pack(">I", size) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "a.png").write_bytes(content)
+    found = outcome(Reader("png", "a.png", lambda _: None, read_image, sound_image), tmp_path)
+    assert found == ("refused", "read")[place]

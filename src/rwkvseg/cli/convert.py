@@ -105,6 +105,8 @@ def _labels(texts: list[str] | None) -> dict[str, int] | None:
         if not equals or not name or not value.strip().isdecimal():
             raise UsageError(f"{text!r} is no label. Write --label NAME=VALUE, such as --label tumor=1.")
         labels[name] = int(value)
+    if labels.get("background", 0) != 0:
+        raise UsageError(f"background is {labels['background']}, and must be 0. Renumber the labels.")
     if 0 not in labels.values():
         labels = {"background": 0} | labels
     if len(set(labels.values())) < len(labels):

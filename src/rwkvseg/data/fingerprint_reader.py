@@ -179,7 +179,7 @@ def name_values(values: set[int]) -> dict[str, int] | None:
     """Names for the values of label maps that nothing names; None where they are not 0, 1, 2, ...
 
     >>> name_values({0, 255}), name_values({0, 1, 2}), name_values({0, 7})
-    ({'background': 0, 'foreground': 1}, {'background': 0, 'class 1': 1, 'class 2': 2}, None)
+    ({'background': 0, 'foreground': 1}, {'background': 0, 'label 1': 1, 'label 2': 2}, None)
     """
     if values <= {0, WHITE} or values <= {0, 1}:
         return {"background": 0, "foreground": 1}

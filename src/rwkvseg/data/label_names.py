@@ -37,6 +37,11 @@ def parse_labels(named: Any, root: Path) -> dict[str, int]:
             "Renumber the structures from 1 up."
         )
     if 0 not in labels.values():
+        if "background" in labels:
+            raise DataError(
+                f"the labels in {root} call {labels['background']} background and name no 0, which it is. "
+                "Renumber the labels."
+            )
         labels = {"background": 0} | labels
     if len(set(labels.values())) != len(labels):
         raise DataError(f"two labels in {root} share a value: {labels}. Give each its own.")

@@ -1,6 +1,8 @@
 """Pictures (PNG, JPEG, TIFF, BMP) through Pillow: (C, row, column) out, nothing decoded halfway."""
 
+import io
 import math
+import os
 import re
 import struct
 import warnings
@@ -107,13 +109,26 @@ def write_picture(path: Path, values: NDArray[Any]) -> None:
         Image.fromarray(values).save(temporary, format="PNG")
 
 
+class _WithinItsSize(io.BufferedReader):
+    """File of which no more is asked than it holds: Pillow takes what a damaged length claims."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes."""
+        whole = size is None or size < 0
+        return super().read(-1 if whole else min(size or 0, max(0, self.size - self.tell())))
+
+
 def _decode(path: Path, *, pixels: bool = True) -> Image.Image:
     """Open a picture and decode all of it, or its header alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which nobody here reads
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with path.open("rb") as file:
+            with _WithinItsSize(path.open("rb", buffering=0)) as file:
                 picture: Image.Image = Image.open(file, formats=FORMATS)
                 # phones add a preview as second frame and call it MPO
                 pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1

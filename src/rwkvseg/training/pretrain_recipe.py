@@ -93,7 +93,7 @@ class PretrainRecipe(RecipeFile):
     def _weights_are_fresh(cls, model: ModelSettings) -> ModelSettings:
         if model.encoder_weights is not None:
             raise ValueError(
-                "a pre-training starts from fresh weights; encoder_weights is for the segmentation that follows"
+                "a pre-training starts from fresh weights; encoder_weights is for the training that follows"
             )
         return model
 

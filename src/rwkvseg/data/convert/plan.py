@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rwkvseg.data.case import Case
+from rwkvseg.data.dicom_headers import read_instance
 from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.layout_detection import detect_layout
@@ -121,9 +122,17 @@ def _open(source: Path, layout: str) -> tuple[DataFolder, list[CaseFiles]]:
     """The data folder and all its cases; of a folder of images alone, these as inputs."""
     if layout == "auto" and source.is_dir() and detect_layout(source) is None:
         cases = [replace(case, part="test") for case in find_inputs(source)]
-        return DataFolder(source, "inputs", ()), cases
+        return DataFolder(source, "inputs", (), channels=_modality(cases)), cases
     folder = open_data(source, layout)
     return folder, [*folder.cases, *held_back(folder)]
+
+
+def _modality(cases: Sequence[CaseFiles]) -> tuple[str, ...] | None:
+    """What the channel of DICOM series is called, where all are grey and of one modality."""
+    found = [read_instance(case.images[0]) for case in cases if case.series is not None]
+    names = {"" if one is None or one.is_colour else one.modality for one in found}
+    alike = len(found) == len(cases) and len(names) == 1
+    return tuple(names) if alike and names != {""} else None
 
 
 def _labels_by_value(
