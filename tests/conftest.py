@@ -1,6 +1,7 @@
 """Fixtures for every test: where the real data lies, small runs to look at, and no leftover global state."""
 
 import os
+import re
 import resource
 import shutil
 import sys
@@ -99,6 +100,24 @@ def rwkvseg(
             code = int(ended.code or 0)
         out, err = capsys.readouterr()
         return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(rwkvseg: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Run the program and expect one or two lines and the exit code; the lines."""
+
+    def run(code: int, *arguments: object) -> str:
+        found, out, err = rwkvseg(*arguments)
+        assert found == code, (out, err)
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") <= 2
+        assert "Traceback" not in out + err
+        assert not err.startswith("error: unexpected")
+        assert len(re.findall(r"[.`](?:\s|$)", err)) >= 2  # what is wrong, and how to mend it
+        return err
 
     return run
 
