@@ -1,9 +1,6 @@
 """From DICOM to NIfTI, label pictures and DICOM segmentations: the same voxels in world coordinates."""
 
 import csv
-import json
-import re
-import shutil
 import sys
 
 import highdicom
@@ -11,64 +8,20 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import torch
+from dicom_predict_cases import GRIDS, bands, predict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.pixels import unpack_bits
 from scipy.spatial import cKDTree
-from torch import nn
 from volume_cases import Linear, make_predictor
 
 from dicom_cases import Grid, assert_lies_right, lps, write_multi_frame, write_picture, write_series
-from rwkvseg.data.io import read_label, write_label_map
 from rwkvseg.data.layouts import find_inputs, read_case
-from rwkvseg.data.preprocessing import Preprocessing
 from rwkvseg.errors import DataError, MissingExtraError, UsageError
 from rwkvseg.evaluation.drawing import class_colour
-from rwkvseg.evaluation.evaluations import read_evaluations
-from rwkvseg.inference.compare import read_compared
 from rwkvseg.inference.dicom_seg import write_dicom_seg
-from rwkvseg.inference.evaluate import evaluate
-from rwkvseg.inference.model_file import Architecture, ModelDescription
 from rwkvseg.inference.predict import predict_files
-from rwkvseg.inference.predictor import Predictor
-
-LABELS = {"background": 0, "liver": 1, "odd thing": 3, "never": 4}
-GRIDS = {
-    "axial": Grid(),
-    "oblique": Grid.rotated((20, -35, 50)),
-    "sagittal": Grid(along_row=(0, 1, 0), down_column=(0, 0, -1)),
-    "normal to the feet": Grid(down_column=(0, -1, 0)),
-    "anisotropic": Grid.rotated((-5, 8, 170), spacing=(0.35, 2.1, 0.6)),
-    "tilted gantry": Grid(shear=(0, 0.9, 0)),
-    "oblique and tilted": Grid.rotated((10, 5, -60), shear=(0.2, 0.4, -0.3)),
-}
-
-
-class Bands(nn.Module):
-    """Labels 0, 1, 3 for a dark, middle and bright third of the range: pixel by pixel."""
-
-    def forward(self, x):
-        centres = torch.tensor([1 / 6, 1 / 2, 9, 5 / 6, 9]).view(1, 5, 1, 1)
-        return -100 * (x[:, :1] - centres) ** 2
-
-
-def bands(**preprocessing):
-    description = ModelDescription(
-        rwkvseg_version="0.1.0",
-        architecture=Architecture(name="bands", in_channels=1, num_classes=5),
-        labels=LABELS,
-        preprocessing=Preprocessing(**({"channels": 1, "size": None} | preprocessing)),
-        weights_sha256="0123456789abcdef" * 4,
-    )
-    return Predictor(Bands(), description, torch.device("cpu"))
-
-
-def predict(folder, out, **options):
-    files = find_inputs(folder)
-    done = predict_files(bands(), files, out, **options)
-    return read_case(files[0]), done[0].file
 
 
 def read_seg(path):
@@ -286,53 +239,6 @@ def test_networks_that_see_volumes(tmp_path):
     (done,) = predict_files(predictor, [files], tmp_path / "seg", wanted="dicom-seg")
     _, places, numbers = read_seg(done.file)
     assert_same_in_world(places, numbers, labels, case.affine)
-
-
-def test_the_record_names_the_series_and_evaluate_takes_the_nifti(tmp_path):
-    written = write_series(tmp_path / "study" / "ct")
-    files = find_inputs(tmp_path / "study")
-    predict_files(bands(), files, tmp_path / "out", source=str(tmp_path / "study"))
-    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert record["dicom_series"] == {"ct": written.series}
-    truth = tmp_path / "truth"
-    truth.mkdir()
-    (truth / "ct.nii.gz").write_bytes((tmp_path / "out" / "ct.nii.gz").read_bytes())
-    result = evaluate(tmp_path / "out", truth, tmp_path / "scores")
-    assert result.summary.cases[0].dsc == 1
-
-
-def pictures_of(report):
-    """The pictures of a report, as they stand in it."""
-    return re.findall(r"data:image/png;base64,[^\"]+", report.read_text())
-
-
-def test_reports_and_comparisons_show_dicom(tmp_path):
-    """As they show NIfTI of the same voxels, also where another series of the study makes no volume."""
-    written = write_series(tmp_path / "study" / "ct", GRIDS["oblique"])
-    broken = write_series(tmp_path / "study" / "lacking")
-    sorted((tmp_path / "study" / "lacking").iterdir())[len(broken.files) // 2].unlink()
-    files = find_inputs(tmp_path / "study", (written.series,))
-    predict_files(bands(), files, tmp_path / "out", source=str(tmp_path / "study"))
-    case = read_case(files[0])
-    for folder in ("images", "truth"):
-        (tmp_path / folder).mkdir()
-    nibabel.save(nibabel.Nifti1Image(case.image[0], case.affine), tmp_path / "images" / "ct.nii.gz")
-    label, affine = read_label(tmp_path / "out" / "ct.nii.gz")
-    write_label_map(tmp_path / "truth" / "ct.nii.gz", np.where(label == 3, 1, label), affine)
-
-    recorded = evaluate(tmp_path / "out", tmp_path / "truth", tmp_path / "recorded")
-    named = evaluate(tmp_path / "out", tmp_path / "truth", tmp_path / "named", images=tmp_path / "images")
-    assert pictures_of(recorded.report) == pictures_of(named.report)
-    runs = read_evaluations([str(tmp_path / "recorded"), str(tmp_path / "named")])
-    series, volume = (
-        read_compared(runs, ["ct"], images=path)[0][0].image
-        for path in (tmp_path / "study" / "ct", tmp_path / "images")
-    )
-    assert np.array_equal(series, volume)
-    assert len(np.unique(series)) > 9
-    shutil.rmtree(tmp_path / "study")
-    gone = evaluate(tmp_path / "out", tmp_path / "truth", tmp_path / "gone")
-    assert pictures_of(gone.report) != pictures_of(recorded.report)
 
 
 def test_formats_that_do_not_fit_are_refused_before_the_work(tmp_path):
