@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rwkvseg.errors import ModelFileError
+from rwkvseg.errors import ModelFileError, one_line
 
 # what torch's unpickler raises at bytes that are no checkpoint
 DAMAGE = (
@@ -75,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
-            f"{path} is truncated or no safetensors file: {_one_line(error)}. Copy it again."
+            f"{path} is truncated or no safetensors file: {one_line(error, 120)}. Copy it again."
         ) from error
 
 
@@ -85,7 +85,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
-            f"{path} is truncated or no safetensors file: {_one_line(error)}. Copy it again."
+            f"{path} is truncated or no safetensors file: {one_line(error, 120)}. Copy it again."
         ) from error
 
 
@@ -99,18 +99,12 @@ def _read_pickle(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise ModelFileError(
                 f"{path} is a pickle of more than weights, which could run any code and so is not opened. "
-                f"Save its state dict alone: {_one_line(error)}"
+                f"Save its state dict alone: {one_line(error, 120)}"
             ) from error
         raise ModelFileError(
-            f"{path} is truncated or no file of torch.save: {_one_line(error) or type(error).__name__}. "
-            "Download it again."
+            f"{path} is truncated or no file of torch.save: {one_line(error, 120)}. Download it again."
         ) from error
 
 
 def _kind(value: object) -> str:
     return "an empty mapping" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
-
-
-def _one_line(error: Exception, limit: int = 120) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
