@@ -1,5 +1,6 @@
 """Figures and their numbers: receptive fields against their definition, sizes, and accuracy against size."""
 
+import itertools
 import json
 import math
 import shutil
@@ -8,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import nn
 
 from rwkvseg.errors import DataError, ModelFileError, UsageError
+from rwkvseg.evaluation.figures import draw_tradeoff
 from rwkvseg.evaluation.tradeoff import pareto_front, read_points
 from rwkvseg.inference.figures import read_sizes
 from rwkvseg.inference.named_networks import named_networks
@@ -213,3 +216,21 @@ def test_the_front_is_what_nobody_beats(pairs):
     for place, (size, dsc) in enumerate(pairs):
         beaten = any((s < size and d >= dsc) or (s <= size and d > dsc) for s, d in pairs)
         assert (str(place) in front) == (not beaten)
+
+
+def test_labels_of_points_close_to_each_other_do_not_overlap(tmp_path, monkeypatch):
+    labels = []
+    remember = Figure.savefig
+
+    def look(figure, *args, **kwargs):
+        labels.extend(text.get_window_extent() for text in figure.axes[0].texts)
+        remember(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    points = [
+        {"label": f"network {place}", "parameters": size, "dsc": dsc, "deviation": None, "runs": [1]}
+        for place, (size, dsc) in enumerate([(3.0e6, 0.890), (3.1e6, 0.889), (3.0e6, 0.868), (9e6, 0.85)])
+    ]
+    draw_tradeoff(points, ["network 0"], tmp_path / "pareto.png", "test")
+    assert len(labels) == len(points)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(labels, 2))

@@ -13,6 +13,8 @@ from rwkvseg.output import write_atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
+MARKERS = "os^D"
+PLACES = tuple((x, y) for x in ("left", "right", "center") for y in ("bottom", "top"))  # of a label's anchor
 DECADES = 5  # of the scale of a receptive field
 
 
@@ -81,9 +83,8 @@ def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], pat
         for place, point in enumerate(points):
             x, y = point["parameters"] / 1e6, 100 * point["dsc"]
             bar = None if point["deviation"] is None else 100 * point["deviation"]
-            axis.errorbar(x, y, yerr=bar, fmt="o", color=COLOURS[place % len(COLOURS)], capsize=3)
-            text = f"{point['label']} ({len(point['runs'])})"
-            axis.annotate(text, (x, y), (6, 5), textcoords="offset points", fontsize=8, parse_math=False)
+            marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
+            axis.errorbar(x, y, yerr=bar, fmt=marker, color=COLOURS[place % len(COLOURS)], capsize=3)
         best = sorted((p["parameters"] / 1e6, 100 * p["dsc"]) for p in points if p["label"] in front)
         axis.plot(*zip(*best, strict=True), color="#999999", linestyle="--", linewidth=1, zorder=0)
         axis.set_xscale("log")
@@ -94,6 +95,41 @@ def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], pat
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel="parameters (M)", ylabel=f"{part} DSC (%), mean over (runs)")
+        _write_labels(axis, points)
+
+
+def _write_labels(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    """Write each point's label beside it, where it covers no label, point or bar if there is such a place."""
+    from matplotlib.transforms import Bbox
+
+    axis.figure.draw_without_rendering()
+    axis.figure.set_layout_engine("none")  # the axes have their size and keep it
+    spots = [(point["parameters"] / 1e6, 100 * point["dsc"]) for point in points]
+    bars = [100 * (point["deviation"] or 0.0) for point in points]
+    ends = [[(x, y - bar), (x, y + bar)] for (x, y), bar in zip(spots, bars, strict=True)]
+    taken = [Bbox(axis.transData.transform(pair)).padded(7) for pair in ends]
+    for spot, point in zip(spots, points, strict=True):
+        tried: list[tuple[Any, ...]] = []
+        for side, end in PLACES:
+            offset = ({"left": 6, "right": -6, "center": 0}[side], {"bottom": 6, "top": -6}[end])
+            label = axis.annotate(
+                f"{point['label']} ({len(point['runs'])})",
+                spot,
+                offset,
+                textcoords="offset points",
+                fontsize=8,
+                parse_math=False,
+                horizontalalignment=side,
+                verticalalignment=end,
+            )
+            box = label.get_window_extent()
+            outside = box.xmin < 0 or box.xmax > axis.figure.bbox.xmax
+            tried.append((outside, sum(map(box.overlaps, taken)), len(tried), label, box))
+        *_, kept, box = min(tried, key=lambda one: one[:3])
+        for *_, label, _ in tried:
+            if label is not kept:
+                label.remove()
+        taken.append(box)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,7 +134,8 @@ def count_macs(network: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     wkv = {torch.ops.rwkvseg.bi_wkv_scan: _flops_of_wkv}
     products = FlopCounterMode(display=False, custom_mapping=wkv)
     elementwise, order = _Elementwise(), _PapersOrder(network)
-    with torch.no_grad(), products, elementwise:
+    # torch counts no fused attention on a CPU: its products are counted one by one
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), products, elementwise:
         network(*inputs)
     order.remove()
     run = int(products.get_total_flops()) // 2
