@@ -11,7 +11,7 @@ RUN/
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.fingerprint_reader import take_fingerprint_of
+from rwkvseg.data.fingerprint_reader import Gatherer
 from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, RecipeError, UsageError, one_line
@@ -117,11 +118,11 @@ def describe_run(
     split: Split,
     device: torch.device,
     *,
-    on_case: Callable[[int, int], object] | None = None,
+    fingerprint: "TrainingFingerprint",
 ) -> None:
     """Write the run's description, the recipe last: a folder with it holds a run; none is overwritten.
 
-    `folder` has the run's labels; `on_case` is called while the fingerprint is taken.
+    `fingerprint` has seen the training part.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -132,8 +133,9 @@ def describe_run(
         write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
     write_split(out / SPLIT, split)
-    write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
-    write_json(out / "fingerprint.json", _training_fingerprint(folder, split, on_case))
+    cases = list_cases(folder.cases, split, folder.root, known=fingerprint.checksums)
+    write_json(out / "cases.json", cases)
+    write_json(out / "fingerprint.json", fingerprint.as_object())
     write_text(out / DESCRIPTION, _with_own_split(recipe).to_yaml())
 
 
@@ -145,15 +147,36 @@ def _with_own_split(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"split": own})
 
 
-def _training_fingerprint(
-    folder: DataFolder, split: Split, on_case: Callable[[int, int], object] | None
-) -> dict[str, Any]:
-    """What the training part holds; the test part stays unseen."""
-    try:
-        cases = tuple(part_files(folder, split, "train"))
-        return take_fingerprint_of(replace(folder, cases=cases), on_case).as_object()
-    except DataError as error:  # pictures among volumes can be trained on, slice by slice, but not summed up
-        return {"refused": str(error)}
+class TrainingFingerprint:
+    """What the training part holds, noted while a training reads it; the test part stays unseen.
+
+    Args:
+        folder: the data, with the run's labels.
+        split: of the run.
+    """
+
+    def __init__(self, folder: DataFolder, split: Split) -> None:
+        self._gatherer = Gatherer(replace(folder, cases=tuple(part_files(folder, split, "train"))))
+        self._refused: str | None = None
+
+    def take(self, files: CaseFiles, case: Case) -> None:
+        """Note what a case of the training part holds."""
+        if self._refused is None:
+            try:
+                self._gatherer.take(files, case)
+            except DataError as error:  # pictures among volumes can be trained on, but not summed up
+                self._refused = str(error)
+
+    @property
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """Of the files that were seen, by case id."""
+        return self._gatherer.checksums
+
+    def as_object(self) -> dict[str, Any]:
+        """For fingerprint.json."""
+        return (
+            self._gatherer.fingerprint().as_object() if self._refused is None else {"refused": self._refused}
+        )
 
 
 def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
