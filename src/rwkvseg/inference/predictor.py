@@ -212,7 +212,8 @@ def _with_background(logits: Tensor) -> Tensor:
 
 
 def _label_maps(scores: Tensor) -> NDArray[np.uint8]:
-    label_maps: NDArray[np.uint8] = scores.argmax(1).to(torch.uint8).cpu().numpy()
+    # argmax takes ten times as long on a CPU; in both the first of equals wins
+    label_maps: NDArray[np.uint8] = scores.max(1).indices.to(torch.uint8).cpu().numpy()
     return label_maps
 
 
