@@ -20,13 +20,13 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
+from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
 from rwkvseg.wording import counted
 
-RECORD = "prediction.json"
 RESIZE_RULES = {
     "strict": "probabilities resampled to the case's own grid, then arg-max",
     "transunet": "image by cubic spline to the network's size, arg-max, labels back by nearest neighbour",
