@@ -55,7 +55,7 @@ def _read_case(runs: Sequence[Evaluated], name: str, images: Mapping[str, CaseFi
     image, hung = _read_image(name, results, images, truth.shape)
     index = most_wrong_slice(truth, predictions, spacing) if truth.ndim == 3 else None
     return [
-        make_picture(name, image, truth, prediction, result.dsc, spacing, affine=hung, index=index)
+        make_picture(name, image, truth, prediction, result.dsc, spacing=spacing, affine=hung, index=index)
         for prediction, result in zip(predictions, results, strict=True)
     ]
 

@@ -251,4 +251,4 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
         read, found_affine = read_to_show(pair.image)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
-    return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)
+    return make_picture(pair.case, image, reference, prediction, dsc, spacing=spacing, affine=affine)

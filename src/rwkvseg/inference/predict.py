@@ -153,7 +153,7 @@ def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Pr
 
 def _write_overlay(path: Path, case: Case, prediction: LabelMap) -> None:
     shown = make_picture(
-        case.id, case.image, prediction, prediction, math.nan, case.spacing, affine=case.affine
+        case.id, case.image, prediction, prediction, math.nan, spacing=case.spacing, affine=case.affine
     )
     with write_atomically(path) as temporary:
         draw_prediction(shown).save(temporary)

@@ -83,9 +83,9 @@ def train(
     fingerprint = TrainingFingerprint(replace(folder, labels=labels), split)
     network, data = run.build_network(), run.read_data(fingerprint)  # what they refuse leaves no folder
     describe_run(out, recipe, folder, split, chosen, fingerprint=fingerprint)
-    history = run.fit(network, data)
+    history = run.fit(network, data, started)
     data.close()
-    return run.finish(network, history, started, data.recipe.preprocessing)
+    return run.finish(network, history, data.recipe.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class _Run:
                 advance()
         return data
 
-    def fit(self, network: nn.Module, data: SegmentationData) -> History:
+    def fit(self, network: nn.Module, data: SegmentationData, started: float) -> History:
         """Train from the start or from the last checkpoint; `network` then holds what the last epoch left."""
         settings = self.recipe.training
         module = SegmentationModule(
             network, self.recipe, num_classes=len(self.labels), val_cases=len(self.split.val)
         )
-        history = History(self.out)
+        history = History(self.out, begun=started)
         saving = checkpoint_callbacks(
             self.out, every=settings.checkpoint_every, validate_every=settings.validate_every
         )
@@ -173,9 +173,7 @@ class _Run:
         resumed = last_path(self.out).exists()
         return None if resumed else self.recipe.model.encoder_weights
 
-    def finish(
-        self, network: nn.Module, history: History, started: float, preprocessing: Preprocessing
-    ) -> RunResult:
+    def finish(self, network: nn.Module, history: History, preprocessing: Preprocessing) -> RunResult:
         """Export the reported checkpoint, evaluate it on val and test, write the summary."""
         if self.recipe.training.report == "best":
             state = SafeCheckpointIO().load_checkpoint(best_path(self.out))["state_dict"]
@@ -189,9 +187,7 @@ class _Run:
         }
         metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
         write_description(self.out / "model", description.model_copy(update={"metrics": metrics}))
-        summary = self._summary(network, history, metrics) | {
-            "total_seconds": round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
-        }
+        summary = self._summary(network, history, metrics) | {"total_seconds": history.total_seconds}
         write_json(self.out / "summary.json", summary)
         return RunResult(self.out, summary, evaluations)
 
