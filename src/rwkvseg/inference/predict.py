@@ -15,13 +15,13 @@ from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, read_json
 from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.layouts import open_data
-from rwkvseg.data.reading import read_case, read_geometry
 from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
 from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
+from rwkvseg.inference.read_ahead import read_cases
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
@@ -63,7 +63,8 @@ def predict_files(
 
     Args:
         predictor: the model.
-        inputs: the cases; every one is read, predicted and written before the next.
+        inputs: the cases; every one is predicted and written before the next, and read before it too but for
+            pictures to a GPU, see `read_cases`.
         out: folder, made when missing.
         protocol: see `Predictor.predict`.
         wanted: format of the label maps, see `write_prediction`.
@@ -80,14 +81,12 @@ def predict_files(
     """
     _refuse_data_folder(inputs, out, source)
     done = []
+    cases = read_cases(predictor, inputs, protocol)
     for files in inputs:
         started = time.perf_counter()
-        geometry = read_geometry(files) if predictor.sees_volumes else None
-        if geometry is not None:
-            predictor.check_memory(geometry)
-        case = read_case(files, with_label=False)
+        case, prepared = next(cases)
         check_format(wanted, files, case.spatial_shape)
-        prediction = predictor.predict(case, protocol=protocol, on_windows=on_windows)
+        prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
         path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
         if overlay:
             _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
