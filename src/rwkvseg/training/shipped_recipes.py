@@ -56,15 +56,19 @@ def list_recipes() -> dict[str, ShippedRecipe]:
     Raises:
         RecipeError: this installation has none.
     """
-    found = {}
-    for path in sorted(recipes_folder().rglob("*.yaml"), key=lambda path: path.stem):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, Mapping):  # others are lists of a study's rows
-            found[path.stem] = _describe(path, content)
-    return found
+    found = {name: _describe(path) for name, path in sorted(_files().items())}
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
-def _describe(path: Path, content: Mapping[str, Any]) -> ShippedRecipe:
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in recipes_folder().rglob("*.yaml")}
+
+
+def _describe(path: Path) -> ShippedRecipe | None:
+    """What the file says of itself; None of one that lists the rows of a study."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        return None
     data = content["data"]
     return ShippedRecipe(
         name=path.stem,
@@ -92,7 +96,7 @@ def find_recipe(wanted: Path | str) -> Path:
     if path.is_file():
         return path
     if path.suffix in SUFFIXES or len(path.parts) != 1:
-        if not path.exists() and path.stem in list_recipes():
+        if not path.exists() and path.stem in _files():
             raise RecipeError(f"there is no file {path}, but a recipe of that name: give {path.stem}.")
         return path
     return get_recipe(path.name).path
@@ -104,9 +108,11 @@ def get_recipe(name: str) -> ShippedRecipe:
     Raises:
         RecipeError: there is none; those that come near it are listed.
     """
+    path = _files().get(name)
+    recipe = None if path is None else _describe(path)
+    if recipe is not None:
+        return recipe
     known = list_recipes()
-    if name in known:
-        return known[name]
     plain = name.casefold().removesuffix(".yaml").replace("-", "_")
     parts = [other for other in known if plain in other]
     near = list(dict.fromkeys([*get_close_matches(plain, known, n=3), *parts]))[:MOST_NEAR]
