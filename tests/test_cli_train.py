@@ -199,7 +199,7 @@ class TestTrain:
         content["data"]["path"] = None
         recipe = tmp_path / "binary.yaml"
         recipe.write_text(yaml.safe_dump(content))
-        notices.say_once.cache_clear()
+        notices._say.cache_clear()
         odd = Path(shutil.move(data, tmp_path / "my: data #1"))  # YAML would read something else
         code, out, err = rwkvseg("train", recipe, "--data", odd, "-o", tmp_path / "run", "--device", "cpu")
         assert (code, err) == (0, "")

@@ -43,6 +43,12 @@ def test_what_is_not_needed_is_not_loaded(statement, loaded):
     assert MAY_NOT_LOAD[statement].isdisjoint(loaded[statement])
 
 
+def test_scoring_and_comparing_load_no_torch():
+    code = "import rwkvseg.inference.evaluate_both, rwkvseg.inference.compare, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", *HEAVY}.isdisjoint(done.stdout.split())
+
+
 def test_every_public_name_resolves():
     assert len(rwkvseg.__all__) <= 15
     assert sorted(rwkvseg.__all__) == rwkvseg.__dir__()

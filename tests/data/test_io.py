@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from nibabel.affines import from_matvec
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from rwkvseg.data.io import case_id, read_image, read_label, write_label_map
+from rwkvseg.data.io import case_id, count_pixels, read_image, read_label, write_label_map
+from rwkvseg.data.reading import label_values
 from rwkvseg.errors import DataError, GeometryError, LabelError, OutputError, UnreadableFileError
 
 RNG = np.random.default_rng(0)
@@ -326,6 +328,30 @@ def test_label_maps_that_cannot_be_written(tmp_path):
 )
 def test_case_id(name, expected):
     assert case_id(Path("folder") / name) == expected
+
+
+def test_pixels_are_counted_by_the_header(tmp_path):
+    assert count_pixels(save_picture(tmp_path / "g.png", GREY)) == 35
+    assert count_pixels(save_picture(tmp_path / "c.jpg", COLOUR)) == 35
+    assert count_pixels(save_nifti(tmp_path / "v.nii.gz", np.zeros((3, 4, 5), np.uint8))) == 60
+    np.savez(tmp_path / "slice.npz", image=np.zeros((4, 6), np.float32), label=np.zeros((4, 6), np.uint8))
+    assert count_pixels(tmp_path / "slice.npz") == 24
+    (tmp_path / "no.png").write_bytes(b"not one")
+    with pytest.raises(UnreadableFileError, match=r"no\.png"):
+        count_pixels(tmp_path / "no.png")
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int16, np.int32]),
+        hnp.array_shapes(min_side=0, max_side=5),
+        elements=st.integers(0, 2) | st.integers(0, 120),
+    ),
+    st.sampled_from([0, -50]),
+)
+def test_values_of_a_label_map_are_numpys(label, shift):
+    shifted = label if label.dtype == np.uint8 else label + label.dtype.type(shift)
+    assert label_values(shifted) == tuple(np.unique(shifted).tolist())
 
 
 def test_odd_metadata_raises_no_warning(tmp_path):

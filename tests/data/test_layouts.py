@@ -248,7 +248,7 @@ def one_case(tmp_path, mask, labels=None, image=GREY):
 
 
 def test_black_and_white_masks_are_binary_and_said_so_once(tmp_path, caplog):
-    notices.say_once.cache_clear()
+    notices._say.cache_clear()
     labels = {"background": 0, "polyp": 1}
     with caplog.at_level(logging.INFO, logger="rwkvseg"):
         for _ in range(3):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import ScaleIntensityRange
+from monai.utils import convert_to_numpy
 from pydantic import ValidationError
 from scipy.ndimage import zoom
 
@@ -43,6 +45,15 @@ def test_unit_follows_the_type():
     np.testing.assert_allclose(scaled(np.float32([[[-5, 0, 15]]]), "unit")[0, 0], [0, 0.25, 1])
     np.testing.assert_allclose(scaled(np.int16([[[-32768, 32767]]]), "unit")[0, 0], [0, 1])
     np.testing.assert_allclose(scaled(np.float32([[[-3e38, 3e38]]]), "unit")[0, 0], [0, 1])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_unit_of_every_whole_number_is_monais_to_the_last_bit(kind):
+    most = np.iinfo(kind).max
+    values = np.arange(most + 1, dtype=kind)
+    expected = ScaleIntensityRange(0.0, float(most), 0, 1, clip=True)(values.astype(np.float64))
+    found = scaled(values.reshape(1, 16, -1), "unit").ravel()
+    assert found.tobytes() == convert_to_numpy(expected).tobytes()
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float32])

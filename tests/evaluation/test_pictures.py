@@ -93,7 +93,7 @@ def test_volumes_are_cut_where_most_is_wrong(spacing, axis):
     prediction = truth.copy()
     np.moveaxis(prediction, axis, 0)[4, 1:5, 1:4] = 1
     np.moveaxis(prediction, axis, 0)[2, 1, 1] = 1
-    picture = make_picture("v", np.zeros((1, 7, 8, 9)), truth, prediction, 0.4, spacing)
+    picture = make_picture("v", np.zeros((1, 7, 8, 9)), truth, prediction, 0.4, spacing=spacing)
     assert picture.caption == f"slice 4 of axis {axis}"
     assert picture.prediction.sum() == 12
     kept = [other for other in range(3) if other != axis]
@@ -119,7 +119,9 @@ def test_an_affine_hangs_slices_as_radiologists_do(codes):
     label = np.zeros((6, 6, 6), dtype=np.uint8)
     corner = tuple(5 if code in "RAS" else 0 for code in codes)
     label[corner] = 1
-    picture = make_picture("v", label[None], label, np.zeros_like(label), 0.0, (1, 2, 3), affine=affine)
+    picture = make_picture(
+        "v", label[None], label, np.zeros_like(label), 0.0, spacing=(1, 2, 3), affine=affine
+    )
     assert picture.truth[0, 0] == 1
     assert picture.truth.sum() == 1
     steps = {directions[code][0]: 1.0 + axis for axis, code in enumerate(codes) if axis != 2}
@@ -131,7 +133,7 @@ def test_grey_scale_of_a_slice_is_that_of_its_volume():
     image[0, 0, 0, 0] = np.nan
     label = np.zeros((4, 10, 10), dtype=np.uint8)
     label[0] = 1
-    picture = make_picture("v", image, label, label * 0, 0.0, (9, 1, 1))
+    picture = make_picture("v", image, label, label * 0, 0.0, spacing=(9, 1, 1))
     assert picture.image.dtype == np.uint8
     assert picture.image[0, 0] == 0
     assert 55 < picture.image.max() < 70

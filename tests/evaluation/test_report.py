@@ -70,7 +70,7 @@ def written(path, number=7, protocol="strict", context=None):
     summary = summarise(scores, protocol=protocol, unit="mm" if protocol == "strict" else "px", resamples=300)
     means = {case.case: case.dsc for case in summary.cases}
     pictures = {
-        heading: [make_picture(case, *cases[case], means[case], (0.5, 0.7)) for case in group]
+        heading: [make_picture(case, *cases[case], means[case], spacing=(0.5, 0.7)) for case in group]
         for heading, group in representative_cases(scores).items()
     }
     write_report(

@@ -104,7 +104,17 @@ def help_text(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "verb",
     [
-        *("rwkvseg", "train", "pretrain", "predict", "evaluate", "convert-published", "models", "demo"),
+        *(
+            "rwkvseg",
+            "train",
+            "pretrain",
+            "predict",
+            "evaluate",
+            "convert-published",
+            "models",
+            "recipes",
+            "demo",
+        ),
         *("compare", "figure", "figure erf", "data", "data convert", "data verify", "data list", "data info"),
         *("data download", "data fingerprint", "plan"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 from rwkvseg.data.layouts import open_data
 from rwkvseg.errors import DataError, GeometryError, LabelError, OutputError
 from rwkvseg.evaluation.metrics import dice, hausdorff_95
+from rwkvseg.inference import evaluate as evaluate_module
 from rwkvseg.inference.evaluate import evaluate
 from rwkvseg.inference.pairs import pair_files
 from small import files_below
@@ -325,6 +326,30 @@ def test_a_forced_layout_is_kept(phantom, phantom_3d, tmp_path):
     result = evaluate(tmp_path / "pred", both, tmp_path / "out", layout="images")
     assert result.summary.mean.dsc.mean == 1
     assert result.summary.unit == "px"
+
+
+@pytest.mark.parametrize("room", [2**25, 150, 0])
+def test_several_cases_at_a_time_change_nothing(folders, monkeypatch, room):
+    root, _, _ = folders
+    monkeypatch.setattr(evaluate_module, "MOST_PIXELS_AT_ONCE", room)
+    written = []
+    for threads in (1, 3):
+        monkeypatch.setattr(evaluate_module, "available_cores", lambda threads=threads: threads)
+        result = evaluate(root / "pred", root / "truth", root / "out")
+        # repr, since NaN is not equal to itself
+        files = [(root / "out" / name).read_bytes() for name in ("scores.csv", "summary.csv", "summary.json")]
+        written.append((repr(result.scores), files))
+    assert written[0] == written[1]
+
+
+def test_the_first_fault_is_told_however_many_cases_are_read_at_a_time(folders, monkeypatch):
+    root, _, _ = folders
+    monkeypatch.setattr(evaluate_module, "available_cores", lambda: 3)
+    (root / "pred" / "b.png").write_bytes(b"no picture")
+    (root / "pred" / "c.png").write_bytes(b"none either")
+    labels = {"background": 0, "one": 1, "two": 2}
+    with pytest.raises(DataError, match=r"pred.b\.png"):
+        evaluate(root / "pred", root / "truth", root / "out", labels=labels)
 
 
 def test_progress_is_told(folders):

@@ -14,7 +14,7 @@ from rwkvseg.errors import BackendError, DataError, UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.model_file import Architecture, ModelDescription
 from rwkvseg.inference.predict import predict_files
-from rwkvseg.inference.predictor import Predictor
+from rwkvseg.inference.predictor import Predictor, _label_maps
 from rwkvseg.models.registry import create_model
 from small import OVERRIDES
 
@@ -198,3 +198,8 @@ def test_cuda_where_there_is_none():
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(BackendError, match="no CUDA device was found"):
         choose_device("cuda")
+
+
+def test_the_first_of_equal_scores_wins_as_in_argmax():
+    scores = torch.randint(0, 3, (2, 5, 31, 17), generator=torch.Generator().manual_seed(0)).float()
+    np.testing.assert_array_equal(_label_maps(scores), scores.numpy().argmax(1))

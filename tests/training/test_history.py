@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from rwkvseg.training.history import COMPILING, TrainingProgress
+from rwkvseg.training import history
+from rwkvseg.training.history import COMPILING, History, TrainingProgress
 
 
 def start(device, *, terminal):
@@ -27,6 +28,20 @@ def start(device, *, terminal):
 
 def described(progress):
     return progress._bar.tasks[0].description
+
+
+def test_seconds_are_those_of_all_calls_up_to_their_last_checkpoint(tmp_path, monkeypatch):
+    clock = iter([130.0, 1000.0, 1005.0, 1050.0])
+    monkeypatch.setattr(history.time, "perf_counter", lambda: next(clock))
+    first = History(tmp_path, begun=100.0)
+    saved = first.state_dict()
+    assert saved["total_seconds"] == 30.0  # what comes after it is lost with the call
+    second = History(tmp_path)  # in another process, whose clock says something else
+    second.load_state_dict(saved)
+    assert second.total_seconds == 35.0
+    third = History(tmp_path, begun=1040.0)
+    third.load_state_dict({"rows": [{"seconds": 7.0}]})  # a checkpoint from before this was kept
+    assert third.total_seconds == 17.0
 
 
 @pytest.mark.parametrize(("device", "first"), [("cuda", COMPILING), ("cpu", "training")])

@@ -107,7 +107,8 @@ def test_the_command_leaves_an_encoder_that_loads(rwkvseg, tree, tmp_path):
 
 
 def test_colours_are_learnt(tree, tmp_path):
-    content = classify_recipe(epochs=20, ema=None) | {"data": {"path": str(tree)}}
+    rarely = {"epochs": 4, "steps_per_epoch": 15, "validate_every": 4, "checkpoint_every": 4}
+    content = classify_recipe(ema=None, **rarely) | {"data": {"path": str(tree)}}
     content["pictures"] = {"size": 32}
     result = pretrain(PretrainRecipe.from_mapping(content), tmp_path / "run", device="cpu")
     assert result.summary["results"]["val_top1"] >= 8 / 9 - 1e-6
@@ -207,7 +208,9 @@ def test_two_processes_share_every_batch(tree, tmp_path):
 
 
 def test_painting_lowers_its_loss_and_leaves_an_encoder(tree, tmp_path):
-    content = masked_recipe({"plain": {"path": str(tree / "train")}}, epochs=20, ema=None)
+    content = masked_recipe(
+        {"plain": {"path": str(tree / "train")}}, epochs=20, checkpoint_every=20, ema=None
+    )
     result = pretrain(PretrainRecipe.from_mapping(content), tmp_path / "run", device="cpu")
     rows = table(tmp_path / "run")
     assert float(rows[-1]["train_loss"]) < 0.6 * float(rows[0]["train_loss"])

@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rwkvseg.data import read_case
 from rwkvseg.errors import ModelFileError, RecipeError
 from rwkvseg.models import create_model
 from rwkvseg.models.encoder_files import save_encoder
@@ -15,6 +16,13 @@ from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run import train
+from rwkvseg.training.run_folder import (
+    TrainingFingerprint,
+    check_run,
+    describe_run,
+    open_recipe_data,
+    part_files,
+)
 from small import OVERRIDES, small_recipe
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -70,12 +78,35 @@ def test_a_run_starts_from_the_weights_and_is_resumed_without_the_file(recipe_fi
     assert started["sha256"] == hashlib.sha256(content).hexdigest()
     assert "encoder_weights" not in description["architecture"]["overrides"]
 
+    changed = {name: value + 1 if value.is_floating_point() else value for name, value in encoder.items()}
+    save_encoder(tmp_path / "encoder.safetensors", changed, model="rwkv_unet_tiny", config={}, licence="CC0")
+    with pytest.raises(RecipeError, match=r"not those that the run began with \(SHA-256 \w{12}, there"):
+        train(Recipe.from_file(recipe_file, changes=slow), run, device="cpu", resume=True)
+
     (tmp_path / "encoder.safetensors").unlink()
     recipe = Recipe.from_file(recipe_file, changes=[*slow, "model.encoder_weights=elsewhere.safetensors"])
     train(recipe, run, device="cpu", resume=True)
     assert json.loads((run / "model" / "model.json").read_text())["protocol"] == description["protocol"]
     with pytest.raises(RecipeError, match=r"model\.encoder_weights"):
         train(Recipe.from_file(recipe_file, changes=[*slow, "model.encoder_weights="]), run, resume=True)
+
+
+def test_a_run_names_its_weights_from_where_it_lies(recipe_file, tmp_path):
+    recipe = Recipe.from_file(recipe_file)
+    folder, _, split = open_recipe_data(recipe)
+    seen = TrainingFingerprint(folder, split)
+    for files in part_files(folder, split, "train"):
+        seen.take(files, read_case(files))
+    run = tmp_path / "all" / "runs" / "mine"
+    describe_run(run, recipe, folder, split, torch.device("cpu"), fingerprint=seen)
+    written = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert written["model"]["encoder_weights"] == "../../../encoder.safetensors"
+    assert Recipe.from_file(run / "recipe.yaml").model.encoder_weights == recipe.model.encoder_weights
+    check_run(run, recipe, folder, split, resume=True)
+    moved = tmp_path / "all" / "there" / "deeper" / "mine"
+    moved.parent.mkdir(parents=True)
+    run.rename(moved)
+    check_run(moved, recipe, folder, split, resume=True)
 
 
 def test_a_missing_file_is_told_before_a_run_is_made(recipe_file, tmp_path):

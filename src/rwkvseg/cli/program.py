@@ -19,6 +19,7 @@ from rwkvseg.cli.fingerprint import fingerprint
 from rwkvseg.cli.models import convert_published, models
 from rwkvseg.cli.plan import plan
 from rwkvseg.cli.predict import predict
+from rwkvseg.cli.recipes import recipes
 from rwkvseg.cli.train import demo, pretrain, train
 from rwkvseg.errors import RWKVSegError
 
@@ -54,7 +55,7 @@ def _program(
     pass
 
 
-for command in (train, pretrain, predict, evaluate, compare, plan, convert_published, models, demo):
+for command in (train, pretrain, predict, evaluate, compare, plan, recipes, convert_published, models, demo):
     app.command()(command)
 
 

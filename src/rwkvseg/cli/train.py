@@ -18,9 +18,13 @@ from rwkvseg.cli.options import (
 )
 from rwkvseg.wording import counted
 
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="YAML file, or a name of `rwkvseg recipes`.")
+]
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")],
+    recipe: RecipeArgument,
     data: DataOption = None,
     out: RunOption = None,
     device: DeviceOption = Device.auto,
@@ -30,16 +34,17 @@ def train(
     """Train a network by a recipe, test it, and write a run folder.
 
     Examples:
-        rwkvseg train recipes/kvasir_seg_tiny_scratch.yaml --data Kvasir-SEG -o runs/kvasir
+        rwkvseg train kvasir_seg_tiny_scratch --data Kvasir-SEG -o runs/kvasir
 
-        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG --set training.epochs=20
+        rwkvseg train kvasir_seg_tiny --data Kvasir-SEG --set training.epochs=20
 
-        rwkvseg train recipes/kvasir_seg_tiny.yaml --data Kvasir-SEG -o runs/kvasir --resume
+        rwkvseg train mine.yaml --data DATA -o runs/mine --resume
     """
     from rwkvseg.training.recipe import Recipe
     from rwkvseg.training.run import train as run_training
+    from rwkvseg.training.shipped_recipes import find_recipe
 
-    content = Recipe.from_file(recipe, changes=changes_of(changes, data))
+    content = Recipe.from_file(find_recipe(recipe), changes=changes_of(changes, data))
     folder = out or Path("runs") / content.name
     console = Console()
     result = run_training(content, folder, device=device.value, resume=resume, console=console)
@@ -52,7 +57,7 @@ def train(
 
 
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/pretrain_*.yaml.")],
+    recipe: RecipeArgument,
     data: DataOption = None,
     out: RunOption = None,
     device: DeviceOption = Device.auto,
@@ -62,14 +67,15 @@ def pretrain(
     """Train an encoder alone, to classify pictures or to paint hidden parts of them, and keep its weights.
 
     Examples:
-        rwkvseg pretrain recipes/pretrain_imagenet_tiny.yaml --data imagenet -o runs/imagenet
+        rwkvseg pretrain pretrain_imagenet_tiny --data imagenet -o runs/imagenet
 
-        rwkvseg pretrain recipes/pretrain_masked_kvasir_tiny.yaml --data Kvasir-SEG --set training.epochs=100
+        rwkvseg pretrain pretrain_masked_kvasir_tiny --data Kvasir-SEG --set training.epochs=100
     """
     from rwkvseg.training.pretrain import pretrain as run_pretraining
     from rwkvseg.training.pretrain_recipe import PretrainRecipe
+    from rwkvseg.training.shipped_recipes import find_recipe
 
-    content = PretrainRecipe.from_file(recipe, changes=changes_of(changes, data))
+    content = PretrainRecipe.from_file(find_recipe(recipe), changes=changes_of(changes, data))
     folder = out or Path("runs") / content.name
     console = Console()
     result = run_pretraining(content, folder, device=device.value, resume=resume, console=console)

@@ -1,4 +1,4 @@
-"""A data folder in, its fingerprint out: `rwkvseg data fingerprint`.
+"""A data folder in, its fingerprint out: `rwkvseg data fingerprint`, and every training from what it reads.
 
 One case is in memory at a time; of each case a few hundred bytes are kept, and of all cases together at most
 two million intensities of each region.
@@ -37,29 +37,13 @@ def take_fingerprint(
         DataError: as `open_data`; a folder without labels; none of its cases can be read; pictures and
             volumes in one part. (Pictures to train on and volumes to test on are taken for pictures.)
     """
-    return take_fingerprint_of(open_labelled(Path(root), layout), on_case)
-
-
-def take_fingerprint_of(
-    folder: DataFolder, on_case: Callable[[int, int], object] | None = None
-) -> Fingerprint:
-    """As `take_fingerprint`, of a folder that is open: its cases and labels may be a choice of its own."""
-    gathered = _Gathered(values_per_case(len(folder.cases)))
-    unreadable = []
+    folder = open_labelled(Path(root), layout)
+    gatherer = Gatherer(folder)
     for done, files in enumerate(folder.cases, start=1):
-        found = _read(files, folder)
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
-        else:
-            gathered.add(*found)
+        gatherer.take(files)
         if on_case is not None:
             on_case(done, len(folder.cases))
-    if not gathered.cases:
-        why = unreadable[0].why
-        raise DataError(
-            f"none of {counted(len(unreadable), 'case')} of {folder.root} can be read. The first: {why}"
-        )
-    return _sum_up(folder, gathered, unreadable)
+    return gatherer.fingerprint()
 
 
 def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
@@ -83,9 +67,53 @@ def open_labelled(root: Path, layout: str = "auto") -> DataFolder:
         ) from error
 
 
-def _read(files: CaseFiles, folder: DataFolder) -> tuple[Case, CaseFacts] | Unreadable:
+class Gatherer:
+    """Takes up the labelled cases of a folder one by one, as somebody reads them, and sums them up.
+
+    Args:
+        folder: the cases that are to come, and what is known of all; it may be a choice of its own.
+    """
+
+    def __init__(self, folder: DataFolder) -> None:
+        self.folder = folder
+        self._gathered = _Gathered(values_per_case(len(folder.cases)))
+        self._unreadable: list[Unreadable] = []
+
+    def take(self, files: CaseFiles, case: Case | None = None) -> None:
+        """Take up the case of these files, which are read where `case` is not given.
+
+        Raises:
+            DataError: a picture among volumes or a volume among pictures, within one part.
+        """
+        found = _look_at(files, self.folder, case)
+        if isinstance(found, Unreadable):
+            self._unreadable.append(found)
+        else:
+            self._gathered.add(*found)
+
+    @property
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """Of the files of the cases so far, by case id."""
+        return {facts.id: facts.checksums for facts in self._gathered.cases}
+
+    def fingerprint(self) -> Fingerprint:
+        """Sum up what was taken; nothing may be taken after it.
+
+        Raises:
+            DataError: none of the cases could be read.
+        """
+        unreadable = self._unreadable
+        if not self._gathered.cases:
+            raise DataError(
+                f"none of {counted(len(unreadable), 'case')} of {self.folder.root} can be read. "
+                f"The first: {unreadable[0].why}"
+            )
+        return _sum_up(self.folder, self._gathered, unreadable)
+
+
+def _look_at(files: CaseFiles, folder: DataFolder, case: Case | None) -> tuple[Case, CaseFacts] | Unreadable:
     try:
-        case = read_case(files, folder.labels)
+        case = read_case(files, folder.labels) if case is None else case
         return case, gather_facts(files, case, file_checksums(files, folder.root))
     except DataError as error:
         return Unreadable(files.id, str(error))

@@ -4,6 +4,7 @@ Pictures come as (C, row, column), volumes as (C, i, j, k) in the order of the f
 lists formats. A file of arrays (arrays.py) is image and label at once.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvseg.data.arrays import ARRAY_SUFFIXES, array_header, read_array
-from rwkvseg.data.nifti import read_nifti, write_nifti
-from rwkvseg.data.pictures import read_picture, read_picture_label, write_picture
+from rwkvseg.data.nifti import read_nifti, read_nifti_header, write_nifti
+from rwkvseg.data.pictures import picture_size, read_picture, read_picture_label, write_picture
 from rwkvseg.errors import DataError, LabelError, OutputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -134,6 +135,17 @@ def _has_arrays(path: Path) -> bool:
 def _image_array(path: Path) -> NDArray[Any]:
     values = read_array(path, "image")
     return values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32)
+
+
+def count_pixels(path: Path) -> int:
+    """Pixels or voxels of a label map or one channel of an image, by its header.
+
+    Raises:
+        DataError, UnreadableFileError: as `read_image`, as far as the header tells.
+    """
+    if _has_arrays(path):
+        return math.prod(array_header(path)[0])
+    return math.prod(read_nifti_header(path).shape) if is_volume(path) else math.prod(picture_size(path))
 
 
 def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:

@@ -4,7 +4,6 @@ import gzip
 import io
 import math
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from rwkvseg.data.notices import without_warnings
 from rwkvseg.errors import DataError, GeometryError, UnreadableFileError, one_line
 from rwkvseg.memory import available_memory, show_size
 from rwkvseg.output import write_atomically
@@ -129,8 +129,7 @@ def _image(stream: Any, path: Path) -> Any:
     is_second = NIFTI2_HEADER_SIZE in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     kind: Any = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
     stream.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of odd header extensions, which nobody here reads
+    with without_warnings():  # of odd header extensions, which nobody here reads
         _check_spacing(kind.header_class.from_fileobj(stream, check=False), path)
         stream.seek(0)
         return kind.from_stream(stream)

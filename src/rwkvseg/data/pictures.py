@@ -5,7 +5,6 @@ import math
 import os
 import re
 import struct
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rwkvseg.data.notices import without_warnings
 from rwkvseg.errors import DataError, LabelError, UnreadableFileError, one_line
 from rwkvseg.output import write_atomically
 
@@ -53,11 +53,20 @@ def read_picture(path: Path) -> NDArray[Any]:
     if picture.mode in ("1", "LA", "La"):
         picture = picture.convert("L")
     elif picture.mode not in ("L", "F") and not picture.mode.startswith("I"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transparency is dropped on purpose
+        with without_warnings():  # transparency is dropped on purpose
             picture = picture.convert("RGB")
     values = _integers(picture)
     return np.ascontiguousarray(values[np.newaxis] if values.ndim == 2 else np.moveaxis(values, -1, 0))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(rows, columns) of a picture, by its header.
+
+    Raises:
+        UnreadableFileError: as `read_picture`.
+    """
+    picture = _decode(path, pixels=False)
+    return picture.height, picture.width
 
 
 def left_behind(path: Path) -> tuple[str, ...]:
@@ -124,18 +133,17 @@ class _WithinItsSize(io.BufferedReader):
 
 def _decode(path: Path, *, pixels: bool = True) -> Image.Image:
     """Open a picture and decode all of it, or its header alone."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which nobody here reads
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with without_warnings():  # Pillow warns of odd metadata, which nobody here reads
         try:
             with _WithinItsSize(path.open("rb", buffering=0)) as file:
                 picture: Image.Image = Image.open(file, formats=FORMATS)
+                _check_number_of_pixels(picture)
                 # phones add a preview as second frame and call it MPO
                 pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
                 _check_claim(picture, path.stat().st_size)
                 if pages == 1 and pixels:
                     picture.load()
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
             raise DataError(
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels. Cut it into tiles or shrink it."
             ) from error
@@ -147,6 +155,12 @@ def _decode(path: Path, *, pixels: bool = True) -> Image.Image:
     if pages > 1:
         raise DataError(f"{path} holds {pages} pages. Save each as a picture, or the stack as NIfTI.")
     return picture
+
+
+def _check_number_of_pixels(picture: Image.Image) -> None:
+    """Refuse what Pillow itself only warns of, up to twice its limit."""
+    if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _check_claim(picture: Image.Image, size: int) -> None:

@@ -108,7 +108,12 @@ def is_binary(labels: Mapping[str, int] | None) -> bool:
 
 def label_values(label: Label) -> tuple[int, ...]:
     """Values that occur in a label map, ascending."""
-    if label.size and label.min() >= 0 and label.max() <= 65535:
+    if label.size == 0:
+        return ()
+    low, high = int(label.min()), int(label.max())
+    if not ((label != low) & (label != high)).any():  # most masks: nothing needs to be counted
+        return (low,) if low == high else (low, high)
+    if low >= 0 and high <= 65535:
         return tuple(int(value) for value in np.flatnonzero(np.bincount(label.ravel(order="K"))))
     return tuple(int(value) for value in np.unique(label))
 

@@ -64,7 +64,7 @@ def write_sheet(path: Path, comparison: Comparison, cases: Sequence[ComparedCase
     """
     sheet = draw_sheet([run.label for run in comparison.runs], cases)
     with write_atomically(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG")
 
 
 def draw_sheet(labels: Sequence[str], cases: Sequence[ComparedCase]) -> "Image":
@@ -99,7 +99,7 @@ def _fitting(text: str, font: Any, width: float) -> str:
 
 def _figure(case: ComparedCase, comparison: Comparison) -> str:
     file = io.BytesIO()
-    draw_side_by_side(case).save(file, format="PNG", optimize=True)
+    draw_side_by_side(case).save(file, format="PNG")
     names = _captions([run.label for run in comparison.runs], case)
     panels = "".join(f"<span>{escape(name)}</span>" for name in names)
     return (

@@ -24,6 +24,20 @@ def check_spacing(spacing: Sequence[float] | None, axes: int) -> tuple[float, ..
     return values
 
 
+def bounding_box(mask: Mask) -> tuple[slice, ...] | None:
+    """Smallest box that holds all of a mask; None where it is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        # the axis that is narrowed first shrinks what the next ones have to read
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        held = np.flatnonzero(mask.any(axis=others))
+        if len(held) == 0:
+            return None
+        box.append(slice(int(held[0]), int(held[-1]) + 1))
+        mask = mask[(slice(None),) * axis + (box[-1],)]
+    return tuple(box)
+
+
 def check_masks(prediction: Mask, truth: Mask) -> None:
     """Raise ShapeError unless the masks have one shape of 2 or 3 axes, UsageError unless they are boolean."""
     if prediction.shape != truth.shape:

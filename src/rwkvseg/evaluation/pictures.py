@@ -41,8 +41,8 @@ def make_picture(
     truth: NDArray[Any],
     prediction: NDArray[Any],
     dsc: float,
-    spacing: Sequence[float] | None = None,
     *,
+    spacing: Sequence[float] | None = None,
     affine: NDArray[np.float64] | None = None,
     index: int | None = None,
 ) -> Picture:

@@ -28,6 +28,7 @@ from rwkvseg.evaluation.report_text import conventions, exclusions, further_head
 from rwkvseg.evaluation.statistics import Interval
 from rwkvseg.evaluation.summary import ClassSummary, Summary, classes_only, row_name
 from rwkvseg.output import write_text
+from rwkvseg.parallel import available_cores, map_in_order
 from rwkvseg.wording import counted
 
 _EMPTY = ("missed", "false_positive", "absent")
@@ -202,14 +203,14 @@ def _picture_sections(scores: Sequence[ClassScore], pictures: Mapping[str, Seque
         return []
     sections = [section("Cases in pictures", _legend(scores))]
     for heading, group in shown.items():
-        figures = "".join(_figure(picture) for picture in group)
+        figures = "".join(map_in_order(_figure, group, threads=available_cores()))
         sections.append(f'<section class="cases"><h3>{escape(heading.capitalize())}</h3>{figures}</section>')
     return sections
 
 
 def _figure(picture: Picture) -> str:
     file = io.BytesIO()
-    draw_overlay(picture).save(file, format="PNG", optimize=True)
+    draw_overlay(picture).save(file, format="PNG")
     score = "not scored" if math.isnan(picture.dsc) else f"DSC {100 * picture.dsc:.2f} %"
     detail = f" · {escape(picture.caption)}" if picture.caption else ""
     description = f"{picture.case}, {score}: {', '.join(PANELS)} beside each other"

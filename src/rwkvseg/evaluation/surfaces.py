@@ -4,6 +4,7 @@ The surface of a mask is its voxels with a face neighbour outside the mask or ou
 voxel of one mask has a distance to the nearest surface voxel of the other, in both directions.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from typing import Literal
 import edt
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from rwkvseg.errors import UsageError
-from rwkvseg.evaluation.masks import Mask, check_masks, check_spacing
+from rwkvseg.evaluation.masks import Mask, bounding_box, check_masks, check_spacing
 
 Percentile = Literal["pooled", "larger"]
 Distances = NDArray[np.float64]
 
 _PARALLEL_FROM = 1_000_000  # voxels; smaller arrays are done before threads have started
+_PIXELS_A_POINT = 32  # of the transform, that take longer than one point's search
+_EXACT_BELOW = 2**12  # pixels of a box's diagonal, whose square float32 holds as a whole number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,23 +74,29 @@ def surface_distances(
     spacing = check_spacing(spacing, prediction.ndim)
     if not prediction.any() or not truth.any():
         return None
-    box = _joint_box(prediction, truth)
+    box = bounding_box(prediction | truth)  # beyond it there is no surface, so no distance changes
+    assert box is not None
     first, second = _surface(prediction[box]), _surface(truth[box])
+    if spacing == (1.0, 1.0) and _has_few_points(first, second):
+        return _distances_of_points(np.argwhere(first), np.argwhere(second))
     squared = _squared_distance_to(second, spacing)[first], _squared_distance_to(first, spacing)[second]
     return SurfaceDistances(*(np.sqrt(each, dtype=np.float64) for each in squared))
 
 
-def _joint_box(prediction: Mask, truth: Mask) -> tuple[slice, ...]:
-    """Bounding box of both masks together: beyond it there is no surface, so no distance changes."""
-    union = prediction | truth
-    box = []
-    for axis in range(union.ndim):
-        # the axis that is narrowed first shrinks what the next ones have to read
-        others = tuple(other for other in range(union.ndim) if other != axis)
-        held = np.flatnonzero(union.any(axis=others))
-        box.append(slice(int(held[0]), int(held[-1]) + 1))
-        union = union[(slice(None),) * axis + (box[-1],)]
-    return tuple(box)
+def _has_few_points(first: Mask, second: Mask) -> bool:
+    """Whether the search of every point is faster than two transforms of the box, and as exact."""
+    points = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
+    return points * _PIXELS_A_POINT < first.size and math.hypot(*first.shape) < _EXACT_BELOW
+
+
+def _distances_of_points(first: NDArray[np.intp], second: NDArray[np.intp]) -> SurfaceDistances:
+    """Distances of pixels (n, 2) and (m, 2), both ways: those of the transform, where contours are short."""
+    return SurfaceDistances(_to_nearest(first, second), _to_nearest(second, first))
+
+
+def _to_nearest(points: NDArray[np.intp], others: NDArray[np.intp]) -> Distances:
+    found: Distances = np.asarray(cKDTree(others, compact_nodes=False, balanced_tree=False).query(points)[0])
+    return found
 
 
 def _surface(mask: Mask) -> Mask:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.inputs import find_inputs
+from rwkvseg.data.io import Label
 from rwkvseg.data.published import mask_files
 from rwkvseg.data.reading import check_label_values, label_values, read_case_label, read_to_show
 from rwkvseg.errors import DataError, GeometryError
 from rwkvseg.evaluation.evaluations import CaseResult, Evaluated
 from rwkvseg.evaluation.pictures import Picture, make_picture, most_wrong_slice
-from rwkvseg.inference.predictor import LabelMap
 
 BINARY = {"background": 0, "structure": 1}
 
@@ -55,7 +55,7 @@ def _read_case(runs: Sequence[Evaluated], name: str, images: Mapping[str, CaseFi
     image, hung = _read_image(name, results, images, truth.shape)
     index = most_wrong_slice(truth, predictions, spacing) if truth.ndim == 3 else None
     return [
-        make_picture(name, image, truth, prediction, result.dsc, spacing, affine=hung, index=index)
+        make_picture(name, image, truth, prediction, result.dsc, spacing=spacing, affine=hung, index=index)
         for prediction, result in zip(predictions, results, strict=True)
     ]
 
@@ -75,7 +75,7 @@ def _existing(paths: Sequence[Path], what: str, case: str) -> Path:
     )
 
 
-def _read_map(path: Path) -> tuple[LabelMap, NDArray[np.float64] | None]:
+def _read_map(path: Path) -> tuple[Label, NDArray[np.float64] | None]:
     label, affine = read_case_label(mask_files(path), BINARY)
     if set(label_values(label)) <= {0, 255}:
         label = check_label_values(label, BINARY, path)

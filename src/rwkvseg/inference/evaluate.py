@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkvseg.data.inputs import find_inputs
+from rwkvseg.data.io import count_pixels
 from rwkvseg.data.reading import read_to_show
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import Picture, make_picture, representative_cases
@@ -18,6 +19,10 @@ from rwkvseg.evaluation.summary import Summary, Unit, summarise
 from rwkvseg.inference.evaluation_context import Context, Grid, read_record
 from rwkvseg.inference.pairs import Pair, labels_in_files, pair_files, read_pair, recorded_images
 from rwkvseg.output import write_json
+from rwkvseg.parallel import available_cores, map_in_order
+
+MOST_PIXELS_AT_ONCE = 2**25
+"""Of all the cases that are being scored; each takes some 16 bytes, and a larger case is scored alone."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,22 @@ def _score_all(
     scores: list[ClassScore] = []
     grids: dict[str, Grid] = {}
     unit: Unit | None = None
-    for number, pair in enumerate(pairs, 1):
-        found, grids[pair.case] = rules.score(pair)
+    scored = map_in_order(
+        rules.score, pairs, threads=available_cores(), cost=_pixels, room=MOST_PIXELS_AT_ONCE
+    )
+    for number, (pair, (found, grids[pair.case])) in enumerate(zip(pairs, scored, strict=True), 1):
         unit = _same_unit(unit, distance_unit(rules.protocol, grids[pair.case].spacing), pair)
         scores += found
         on_case(number, len(pairs))
     return scores, grids, unit or "px"
+
+
+def _pixels(pair: Pair) -> int:
+    """Pixels or voxels of the prediction; none where it cannot be read, which shows at its turn."""
+    try:
+        return count_pixels(pair.prediction)
+    except DataError:
+        return 0
 
 
 def _same_unit(unit: Unit | None, found: Unit, pair: Pair) -> Unit:
@@ -236,4 +251,4 @@ def _picture(pair: Pair, labels: Mapping[str, int], dsc: float) -> Picture:
         read, found_affine = read_to_show(pair.image)
         if read.shape[1:] == reference.shape:
             image, affine = read, found_affine
-    return make_picture(pair.case, image, reference, prediction, dsc, spacing, affine=affine)
+    return make_picture(pair.case, image, reference, prediction, dsc, spacing=spacing, affine=affine)

@@ -16,10 +16,12 @@ from rwkvseg.data.files import name_some
 from rwkvseg.environment import describe_software
 from rwkvseg.errors import DataError, one_line
 from rwkvseg.evaluation.protocols import Protocol
-from rwkvseg.inference.predict import RECORD
 from rwkvseg.wording import counted
 
 Spacing = tuple[float, ...] | None
+
+RECORD = "prediction.json"
+"""What `predict` writes beside its label maps."""
 
 
 class Resize(BaseModel):

@@ -9,13 +9,12 @@ import numpy as np
 
 from rwkvseg.data.files import MASK_ENDINGS, CaseFiles, list_images, with_groups
 from rwkvseg.data.inputs import find_inputs
-from rwkvseg.data.io import case_id, read_label
+from rwkvseg.data.io import Label, case_id, read_label
 from rwkvseg.data.layout_detection import detect_layout
 from rwkvseg.data.layouts import open_data
 from rwkvseg.data.reading import AFFINE_TOLERANCE, check_label_values, label_values, read_case_label
 from rwkvseg.errors import DataError, GeometryError, MissingExtraError, UsageError
 from rwkvseg.inference.evaluation_context import Record, Spacing, digest_of
-from rwkvseg.inference.predictor import LabelMap
 from rwkvseg.wording import counted
 
 
@@ -147,7 +146,7 @@ def labels_in_files(pairs: Sequence[Pair]) -> dict[str, int]:
     return {"background" if value == 0 else f"label {value}": value for value in sorted(values)}
 
 
-def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[LabelMap, LabelMap, Spacing]:
+def read_pair(pair: Pair, labels: Mapping[str, int]) -> tuple[Label, Label, Spacing]:
     """Prediction, truth and spacing (mm; None of pictures).
 
     Raises:

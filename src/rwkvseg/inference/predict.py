@@ -15,18 +15,18 @@ from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, read_json
 from rwkvseg.data.inputs import find_inputs
 from rwkvseg.data.layouts import open_data
-from rwkvseg.data.reading import read_case, read_geometry
 from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
+from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
+from rwkvseg.inference.read_ahead import read_cases
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
 from rwkvseg.output import write_atomically, write_json
 from rwkvseg.wording import counted
 
-RECORD = "prediction.json"
 RESIZE_RULES = {
     "strict": "probabilities resampled to the case's own grid, then arg-max",
     "transunet": "image by cubic spline to the network's size, arg-max, labels back by nearest neighbour",
@@ -63,7 +63,8 @@ def predict_files(
 
     Args:
         predictor: the model.
-        inputs: the cases; every one is read, predicted and written before the next.
+        inputs: the cases; every one is predicted and written before the next, and read before it too but for
+            pictures to a GPU, see `read_cases`.
         out: folder, made when missing.
         protocol: see `Predictor.predict`.
         wanted: format of the label maps, see `write_prediction`.
@@ -80,14 +81,12 @@ def predict_files(
     """
     _refuse_data_folder(inputs, out, source)
     done = []
+    cases = read_cases(predictor, inputs, protocol)
     for files in inputs:
         started = time.perf_counter()
-        geometry = read_geometry(files) if predictor.sees_volumes else None
-        if geometry is not None:
-            predictor.check_memory(geometry)
-        case = read_case(files, with_label=False)
+        case, prepared = next(cases)
         check_format(wanted, files, case.spatial_shape)
-        prediction = predictor.predict(case, protocol=protocol, on_windows=on_windows)
+        prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
         path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
         if overlay:
             _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
@@ -153,7 +152,7 @@ def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Pr
 
 def _write_overlay(path: Path, case: Case, prediction: LabelMap) -> None:
     shown = make_picture(
-        case.id, case.image, prediction, prediction, math.nan, case.spacing, affine=case.affine
+        case.id, case.image, prediction, prediction, math.nan, spacing=case.spacing, affine=case.affine
     )
     with write_atomically(path) as temporary:
         draw_prediction(shown).save(temporary)

@@ -5,6 +5,7 @@ of a set that lies on the GPU whole are made by resident.py.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from rwkvseg.data.augmentation import augment_batch
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split
-from rwkvseg.training.items import SegmentationItems
+from rwkvseg.training.items import OnRead, SegmentationItems
 from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
@@ -28,6 +29,8 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
     Of recipes for volumes: (B, C, *patch) and (B, *patch) in training, one whole volume in validation. Their
     `recipe` knows the intensities of the training part.
 
+    `on_read` is called with each case of the training part as it is read, for what else is to be known of it.
+
     A last training batch that would hold a single item is dropped: batch normalisation needs two.
     """
 
@@ -39,6 +42,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         recipe: Recipe,
         *,
         on_case: Callable[[], None] = lambda: None,
+        on_read: OnRead = lambda _files, _case: None,
         scratch: Path | None = None,
     ) -> None:
         super().__init__()
@@ -48,14 +52,15 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         self.train: SegmentationItems | VolumeItems
         self.val: SegmentationItems | VolumeItems
         if recipe.preprocessing.dimensions == 2:
-            self.train = SegmentationItems(train, labels, recipe, augment=True, on_case=on_case)
+            self.train = SegmentationItems(
+                train, labels, recipe, augment=True, on_case=on_case, on_read=on_read
+            )
             self.val = SegmentationItems(val, labels, recipe, augment=False, on_case=on_case)
         else:
             folders = [scratch / part if scratch else None for part in ("train", "val")]
-            self.train, self.val = (
-                VolumeItems(part, labels, self.recipe, augment=part is train, on_case=on_case, folder=folder)
-                for part, folder in zip((train, val), folders, strict=True)
-            )
+            make = partial(VolumeItems, labels=labels, recipe=self.recipe, on_case=on_case)
+            self.train = make(train, augment=True, on_read=on_read, folder=folders[0])
+            self.val = make(val, augment=False, folder=folders[1])
 
     def close(self) -> None:
         """Forget volumes, and remove those that were put on disk."""

@@ -1,7 +1,8 @@
 """What a run must remember of the machine and of the data it saw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,10 +23,19 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def list_cases(files: Sequence[CaseFiles], split: Split, root: Path) -> list[dict[str, Any]]:
-    """One entry a case of the split: id, part, and SHA-256 of every file by its path below `root`."""
+def list_cases(
+    files: Sequence[CaseFiles],
+    split: Split,
+    root: Path,
+    *,
+    known: Mapping[str, dict[str, str]] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """One entry a case of the split: id, part, and SHA-256 of every file by its path below `root`.
+
+    `known`: checksums by case id that need not be taken again.
+    """
     by_id = {case.id: case for case in files}
     return [
-        {"id": case, "part": part, "sha256": file_checksums(by_id[case], root)}
+        {"id": case, "part": part, "sha256": known.get(case) or file_checksums(by_id[case], root)}
         for case, part in split.part_of.items()
     ]

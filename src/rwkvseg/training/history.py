@@ -40,22 +40,32 @@ class History(Callback):  # type: ignore[misc]
     Args:
         folder: where metrics.csv and curves.png are written.
         score: what the validation measures beside the loss.
+        begun: `time.perf_counter()` when this call of the run began; None: now.
     """
 
-    def __init__(self, folder: Path, score: Score = DSC) -> None:
+    def __init__(self, folder: Path, score: Score = DSC, *, begun: float | None = None) -> None:
         self.folder = folder
         self.score = score
+        self._begun = time.perf_counter() if begun is None else begun
+        self._earlier_calls = 0.0
         self.rows: list[dict[str, float | int | None]] = []
         self._started = 0.0
         self._before = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far."""
-        return {"rows": self.rows}
+        """Rows so far, and the seconds that all calls of the run took."""
+        return {"rows": self.rows, "total_seconds": self.total_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows of the checkpoint."""
+        """Take up the rows and the seconds of the checkpoint."""
         self.rows = list(state_dict["rows"])
+        trained = float(self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
+        self._earlier_calls = float(state_dict.get("total_seconds", trained))  # older checkpoints have none
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all calls of the run: the earlier ones up to their last checkpoint, and this one up to now."""
+        return round(self._earlier_calls + time.perf_counter() - self._begun, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock where the last row stopped."""

@@ -22,6 +22,7 @@ from rwkvseg.data.transforms import sample_generator
 from rwkvseg.training.recipe import Recipe
 
 Draw = tuple[int, int]  # (pass through the items, position of the item)
+OnRead = Callable[[CaseFiles, Case], None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         recipe: preprocessing, augmentation, seed and memory for the cache.
         augment: whether they are augmented (training) or not (validation).
         on_case: called after each case is read, for a progress bar.
+        on_read: called with each case as its files hold it, before it is preprocessed.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         *,
         augment: bool,
         on_case: Callable[[], None] = lambda: None,
+        on_read: OnRead = lambda _files, _case: None,
     ) -> None:
         self.files = {case.id: case for case in files}
         self.labels = labels
@@ -64,7 +67,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         self._kept: dict[str, list[Case]] = {}
         room = recipe.training.cache_gigabytes * 2**30
         for index, case in enumerate(files):
-            slices = self._read(case.id)
+            slices = self._read(case.id, on_read)
             self.items += [Item(case.id, item.id, index, position) for position, item in enumerate(slices)]
             size = sum(item.image.nbytes + _label(item).nbytes for item in slices)
             if size <= room:
@@ -72,8 +75,11 @@ class SegmentationItems(Dataset[dict[str, Any]]):
                 room -= size
             on_case()
 
-    def _read(self, case_id: str) -> list[Case]:
-        return preprocess(read_case(self.files[case_id], self.labels), self.recipe.preprocessing)
+    def _read(self, case_id: str, on_read: OnRead = lambda _files, _case: None) -> list[Case]:
+        files = self.files[case_id]
+        case = read_case(files, self.labels)
+        on_read(files, case)
+        return preprocess(case, self.recipe.preprocessing)
 
     def __len__(self) -> int:
         return len(self.items)

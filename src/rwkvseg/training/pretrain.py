@@ -88,8 +88,8 @@ def pretrain(
     if console is None or not FIRST_PROCESS:
         console = Console(quiet=True)
     run = _Pretraining(recipe, out, pictures, chosen, console)
-    module, history = run.fit(network)
-    return run.finish(module, config, history, started)
+    module, history = run.fit(network, started)
+    return run.finish(module, config, history)
 
 
 def build_network(recipe: PretrainRecipe, num_classes: int) -> tuple[Pretrained, RWKVUNetConfig]:
@@ -122,13 +122,13 @@ class _Pretraining:
     device: torch.device
     console: Console
 
-    def fit(self, network: Pretrained) -> tuple[PretrainModule, History]:
+    def fit(self, network: Pretrained, started: float) -> tuple[PretrainModule, History]:
         """Train from the start or from the last checkpoint; the module then holds the last weights."""
         settings = self.recipe.training
         self._say_what_is_seen()
         averaged = ("ema_top1", "ema_top5") if settings.ema is not None else ()
         score = Score((*TOP1, *averaged) if self.recipe.task == "classify" else (), "top-1")
-        history = History(self.out, score)
+        history = History(self.out, score, begun=started)
         saving = last_checkpoint(self.out, every=settings.checkpoint_every)
         module = PretrainModule(network, self.recipe)
         train_or_resume(
@@ -154,9 +154,7 @@ class _Pretraining:
         text += f"; {left_out} left out: equal to held-out ones" if left_out else ""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def finish(
-        self, module: PretrainModule, config: RWKVUNetConfig, history: History, started: float
-    ) -> PretrainResult:
+    def finish(self, module: PretrainModule, config: RWKVUNetConfig, history: History) -> PretrainResult:
         """Write encoder files and summary; of several processes only the first writes."""
         if not FIRST_PROCESS:
             return PretrainResult(self.out, {}, ())
@@ -172,8 +170,7 @@ class _Pretraining:
                 protocol=self._protocol(),
             )
         summary = self._summary(module, history)
-        # of this call; a resumed run had more
-        summary["total_seconds"] = round(time.perf_counter() - started, 1)
+        summary["total_seconds"] = history.total_seconds
         write_json(self.out / "summary.json", summary)
         return PretrainResult(self.out, summary, tuple(self.out / name for name in networks))
 

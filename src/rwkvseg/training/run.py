@@ -32,7 +32,15 @@ from rwkvseg.training.fusion import FusionHistory, read_sections
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.run_folder import ENCODER, check_run, describe_run, open_recipe_data, part_files
+from rwkvseg.training.run_folder import (
+    DESCRIPTION,
+    ENCODER,
+    TrainingFingerprint,
+    check_run,
+    describe_run,
+    open_recipe_data,
+    part_files,
+)
 from rwkvseg.training.trainer import train_or_resume
 
 
@@ -72,11 +80,12 @@ def train(
     folder, labels, split = open_recipe_data(recipe)
     check_run(out, recipe, folder, split, resume=resume)
     run = _Run(recipe, out, folder, labels, split, chosen, console or Console(quiet=True))
-    network, data = run.build_network(), run.read_data()  # whatever they refuse leaves no folder behind
-    run.describe()
-    history = run.fit(network, data)
+    fingerprint = TrainingFingerprint(replace(folder, labels=labels), split)
+    network, data = run.build_network(), run.read_data(fingerprint)  # what they refuse leaves no folder
+    describe_run(out, recipe, folder, split, chosen, fingerprint=fingerprint)
+    history = run.fit(network, data, started)
     data.close()
-    return run.finish(network, history, started, data.recipe.preprocessing)
+    return run.finish(network, history, data.recipe.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,9 @@ class _Run:
     device: torch.device
     console: Console
 
-    def read_data(self) -> SegmentationData:
-        """Read every case; the test part's too, lest a bad file of it shows after hours of training."""
+    def read_data(self, fingerprint: TrainingFingerprint) -> SegmentationData:
+        """Read every case once; the test part's too, lest a bad file of it shows after hours of training."""
+        is_described = (self.out / DESCRIPTION).exists()  # of a run that goes on
         with progress_bar(self.console, "reading cases", sum(map(len, self.split.parts.values()))) as advance:
             data = SegmentationData(
                 self.folder.cases,
@@ -98,6 +108,7 @@ class _Run:
                 self.labels,
                 self.recipe,
                 on_case=advance,
+                on_read=(lambda _files, _case: None) if is_described else fingerprint.take,
                 scratch=self.out / "volumes",
             )
             check = normalise if self.recipe.preprocessing.dimensions == 2 else plan_grid
@@ -106,19 +117,13 @@ class _Run:
                 advance()
         return data
 
-    def describe(self) -> None:
-        """Write what the run is, for those who read it later and for `resume`."""
-        folder = replace(self.folder, labels=self.labels)
-        with progress_bar(self.console, "fingerprint", len(self.split.train)) as advance:
-            describe_run(self.out, self.recipe, folder, self.split, self.device, on_case=advance)
-
-    def fit(self, network: nn.Module, data: SegmentationData) -> History:
+    def fit(self, network: nn.Module, data: SegmentationData, started: float) -> History:
         """Train from the start or from the last checkpoint; `network` then holds what the last epoch left."""
         settings = self.recipe.training
         module = SegmentationModule(
             network, self.recipe, num_classes=len(self.labels), val_cases=len(self.split.val)
         )
-        history = History(self.out)
+        history = History(self.out, begun=started)
         saving = checkpoint_callbacks(
             self.out, every=settings.checkpoint_every, validate_every=settings.validate_every
         )
@@ -168,9 +173,7 @@ class _Run:
         resumed = last_path(self.out).exists()
         return None if resumed else self.recipe.model.encoder_weights
 
-    def finish(
-        self, network: nn.Module, history: History, started: float, preprocessing: Preprocessing
-    ) -> RunResult:
+    def finish(self, network: nn.Module, history: History, preprocessing: Preprocessing) -> RunResult:
         """Export the reported checkpoint, evaluate it on val and test, write the summary."""
         if self.recipe.training.report == "best":
             state = SafeCheckpointIO().load_checkpoint(best_path(self.out))["state_dict"]
@@ -184,9 +187,7 @@ class _Run:
         }
         metrics = {part: _metrics(evaluation) for part, evaluation in evaluations.items()}
         write_description(self.out / "model", description.model_copy(update={"metrics": metrics}))
-        summary = self._summary(network, history, metrics) | {
-            "total_seconds": round(time.perf_counter() - started, 1)  # of this call; a resumed run had more
-        }
+        summary = self._summary(network, history, metrics) | {"total_seconds": history.total_seconds}
         write_json(self.out / "summary.json", summary)
         return RunResult(self.out, summary, evaluations)
 

@@ -11,7 +11,8 @@ RUN/
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.fingerprint_reader import take_fingerprint_of
+from rwkvseg.data.case import Case
+from rwkvseg.data.files import CaseFiles, read_json
+from rwkvseg.data.fingerprint_reader import Gatherer
 from rwkvseg.data.layouts import DataFolder, open_data
 from rwkvseg.data.splits import Split, make_split, read_split, write_split
-from rwkvseg.errors import DataError, RecipeError, UsageError, one_line
+from rwkvseg.errors import DataError, ModelFileError, RecipeError, UsageError, one_line
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.encoder_files import describe_encoder
 from rwkvseg.output import write_json, write_text
@@ -89,12 +91,13 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
 
     Raises:
         UsageError: a run is there and is not to be resumed.
-        RecipeError: the recipe differs from the run's.
+        RecipeError: the recipe differs from the run's, or the encoder weights that it names.
         DataError: split or files differ from the run's, or its description cannot be read.
     """
     if not holds_run(out, resume=resume):
         return
     require_same_recipe(out / DESCRIPTION, recipe)
+    _require_same_encoder(out / ENCODER, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
 
 
@@ -117,11 +120,11 @@ def describe_run(
     split: Split,
     device: torch.device,
     *,
-    on_case: Callable[[int, int], object] | None = None,
+    fingerprint: "TrainingFingerprint",
 ) -> None:
     """Write the run's description, the recipe last: a folder with it holds a run; none is overwritten.
 
-    `folder` has the run's labels; `on_case` is called while the fingerprint is taken.
+    `fingerprint` has seen the training part.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -132,28 +135,64 @@ def describe_run(
         write_json(out / ENCODER, describe_encoder(recipe.model.encoder_weights))
     write_json(out / "environment.json", describe_environment(device))
     write_split(out / SPLIT, split)
-    write_json(out / "cases.json", list_cases(folder.cases, split, folder.root))
-    write_json(out / "fingerprint.json", _training_fingerprint(folder, split, on_case))
-    write_text(out / DESCRIPTION, _with_own_split(recipe).to_yaml())
+    cases = list_cases(folder.cases, split, folder.root, known=fingerprint.checksums)
+    write_json(out / "cases.json", cases)
+    write_json(out / "fingerprint.json", fingerprint.as_object())
+    write_text(out / DESCRIPTION, _as_seen_from(out, recipe).to_yaml())
 
 
-def _with_own_split(recipe: Recipe) -> Recipe:
-    """Recipe that names the run's copy of its split file, which is there wherever the run is moved to."""
-    if recipe.split.file is None:
-        return recipe
-    own = recipe.split.model_copy(update={"file": Path(SPLIT), "fold": None})
-    return recipe.model_copy(update={"split": own})
+def _as_seen_from(out: Path, recipe: Recipe) -> Recipe:
+    """Recipe of a run that may be moved: it names the run's copy of its split, and the weights from there."""
+    if recipe.split.file is not None:
+        own = recipe.split.model_copy(update={"file": Path(SPLIT), "fold": None})
+        recipe = recipe.model_copy(update={"split": own})
+    if recipe.model.encoder_weights is not None:
+        model = recipe.model.model_copy(
+            update={"encoder_weights": _path_from(out, recipe.model.encoder_weights)}
+        )
+        recipe = recipe.model_copy(update={"model": model})
+    return recipe
 
 
-def _training_fingerprint(
-    folder: DataFolder, split: Split, on_case: Callable[[int, int], object] | None
-) -> dict[str, Any]:
-    """What the training part holds; the test part stays unseen."""
+def _path_from(folder: Path, path: Path) -> Path:
+    """Relative path that leads from `folder` to `path`; the absolute one where there is none (drives)."""
+    path = path.resolve()
     try:
-        cases = tuple(part_files(folder, split, "train"))
-        return take_fingerprint_of(replace(folder, cases=cases), on_case).as_object()
-    except DataError as error:  # pictures among volumes can be trained on, slice by slice, but not summed up
-        return {"refused": str(error)}
+        return Path(os.path.relpath(path, folder.resolve()))
+    except ValueError:
+        return path
+
+
+class TrainingFingerprint:
+    """What the training part holds, noted while a training reads it; the test part stays unseen.
+
+    Args:
+        folder: the data, with the run's labels.
+        split: of the run.
+    """
+
+    def __init__(self, folder: DataFolder, split: Split) -> None:
+        self._gatherer = Gatherer(replace(folder, cases=tuple(part_files(folder, split, "train"))))
+        self._refused: str | None = None
+
+    def take(self, files: CaseFiles, case: Case) -> None:
+        """Note what a case of the training part holds."""
+        if self._refused is None:
+            try:
+                self._gatherer.take(files, case)
+            except DataError as error:  # pictures among volumes can be trained on, but not summed up
+                self._refused = str(error)
+
+    @property
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """Of the files that were seen, by case id."""
+        return self._gatherer.checksums
+
+    def as_object(self) -> dict[str, Any]:
+        """For fingerprint.json."""
+        return (
+            self._gatherer.fingerprint().as_object() if self._refused is None else {"refused": self._refused}
+        )
 
 
 def part_files(folder: DataFolder, split: Split, part: str) -> Sequence[CaseFiles]:
@@ -200,6 +239,23 @@ def _with_defaults(content: Any, kind: type[RecipeFile]) -> Any:
         return kind.model_validate(content).model_dump(mode="json")
     except ValidationError:
         return content
+
+
+def _require_same_encoder(path: Path, recipe: Recipe) -> None:
+    """Refuse other weights than the run began with; those that are no more stand in the checkpoint."""
+    weights = recipe.model.encoder_weights
+    if weights is None or not path.is_file():
+        return
+    began = read_json(path).get("sha256")
+    try:
+        found = describe_encoder(weights)["sha256"]
+    except ModelFileError:
+        return
+    if found != began:
+        raise RecipeError(
+            f"the encoder weights {weights} are not those that the run began with (SHA-256 {found[:12]}, "
+            f"there {str(began)[:12]}). Give the same file, or start a new run with another --out."
+        )
 
 
 def _require_same_cases(path: Path, cases: list[dict[str, Any]]) -> None:

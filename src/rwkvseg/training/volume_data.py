@@ -36,6 +36,7 @@ from rwkvseg.data.volume_patches import (
 from rwkvseg.data.volumes import to_network_grid
 from rwkvseg.errors import OutputError
 from rwkvseg.output import write_atomically
+from rwkvseg.training.items import OnRead
 from rwkvseg.training.recipe import Recipe
 
 
@@ -140,6 +141,7 @@ class VolumeItems(Dataset[dict[str, Any]]):
         recipe: preprocessing, augmentation, seed and memory for the cache.
         augment: whether to cut patches (training) or not (validation).
         on_case: called after each case is read, for a progress bar.
+        on_read: called with each case as its files hold it, before it is preprocessed.
         folder: see `VolumeStore`.
     """
 
@@ -151,6 +153,7 @@ class VolumeItems(Dataset[dict[str, Any]]):
         *,
         augment: bool,
         on_case: Callable[[], None] = lambda: None,
+        on_read: OnRead = lambda _files, _case: None,
         folder: Path | None = None,
     ) -> None:
         assert recipe.preprocessing.patch is not None
@@ -160,7 +163,9 @@ class VolumeItems(Dataset[dict[str, Any]]):
         self.augment = augment
         self._store = VolumeStore(recipe.training.cache_gigabytes * 2**30, folder)
         for case in files:
-            prepared, _ = to_network_grid(read_case(case, labels), recipe.preprocessing)
+            read = read_case(case, labels)
+            on_read(case, read)
+            prepared, _ = to_network_grid(read, recipe.preprocessing)
             assert prepared.label is not None
             places = foreground_places(prepared.label, max(labels.values()) + 1) if augment else {}
             self._store.add(prepared, places)
