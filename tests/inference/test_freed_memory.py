@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -238,6 +239,16 @@ class TestWhoAsks:
         assert (code, err) == (0, "")
         assert len(list((tmp_path / "out").glob("*.png"))) == 20
         assert glibc.calls == [*KEPT, *GIVEN_BACK]
+
+    def test_times_of_a_figure_are_taken_as_predictions_are_made(self, glibc, rwkvseg, tmp_path, monkeypatch):
+        network = "rwkv_unet_tiny:depths=[1,1,1,1];widths=[4,4,4,4];stem_width=4"
+        for told, out in (("kept", "a.svg"), ("as the allocator does", "b.svg")):
+            command = ["-m", network, "--sizes", "16,32", "--repeats", "1", "--device", "cpu"]
+            assert rwkvseg("figure", "resolution", *command, "-o", tmp_path / out)[0] == 0
+            numbers = json.loads((tmp_path / out).with_suffix(".json").read_text())
+            assert numbers["settings"]["freed_memory"] == told
+            assert glibc.calls == [*KEPT, *GIVEN_BACK]  # of the first round
+            monkeypatch.setenv(freed_memory.VARIABLE, "0")
 
 
 def _witness(dimensions, **settings):

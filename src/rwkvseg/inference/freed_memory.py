@@ -5,8 +5,8 @@ asks for such blocks again at every operator, and the system fills every page an
 time of a pass. Kept instead, blocks are used again, at the price of gaps between them.
 
 The setting is the whole process's, its other threads included. So the library leaves it alone unless asked
-(`Predictor(..., keep_memory=True)`, `freed_memory_kept`), the command `predict` asks, and what the user chose
-in the environment stands. Elsewhere nothing happens: other systems, musl, another malloc in glibc's place.
+(`Predictor(..., keep_memory=True)`, `freed_memory_kept`), `predict` and `figure resolution` ask, and what the
+user chose in the environment stands. Elsewhere nothing happens: other systems, musl, another malloc in front.
 """
 
 import ctypes
@@ -44,6 +44,11 @@ def can_keep() -> bool:
         for choice in CHOICES
     )
     return os.environ.get(VARIABLE) != "0" and not chosen and _glibc() is not None
+
+
+def is_kept() -> bool:
+    """Whether a block of `freed_memory_kept` runs and could have its way."""
+    return _holders > 0
 
 
 @contextmanager
