@@ -102,7 +102,9 @@ def plan_rows(folder: Path, options: argparse.Namespace, spacings: Sequence[floa
     rows, most = [], 0
     chosen = VolumeOptions(overlap=options.overlap, mirror=(0, 1, 2) if options.mirror else ())
     for spacing in [*spacings, options.spacing]:
-        predictor = Predictor(network, description(options, spacing), torch.device("cpu"), options=chosen)
+        predictor = Predictor(
+            network, description(options, spacing), torch.device("cpu"), options=chosen, keep_memory=True
+        )
         plan = predictor.check_memory(geometry)
         needed = memory_needed(plan, window)
         most = max(needed.values())
@@ -172,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overlays = written.shape == shape and np.allclose(written.affine, oblique_affine(shape), atol=1e-4)
     result = [
         f"**Peak of resident memory {show_size(cost.peak)}**, allowed {options.max_memory}, planned "
-        f"{show_size(planned)}. **{cost.clock:.0f} s** in all, with reading and writing.",
+        f"{show_size(planned)}. **{cost.clock:.0f} s** in all, with reading and writing; "
+        f"{cost.processor:.0f} s of processor time.",
         f"The label map {'lies' if overlays else 'DOES NOT LIE'} on the file's grid.",
     ]
     text = table(options, rows, result)

@@ -150,6 +150,19 @@ def test_bfloat16_autocast_stays_near_float32(option: str, train: bool) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_runs_in_16_bits(option: str, dtype: torch.dtype) -> None:
+    """Bright volumes, too: squared ReLUs of what is not normalised would leave float16's range."""
+    network, x = small_network(**OPTIONS[option]).eval(), 1000 * volumes(1, 1, 32, 16, 32)
+    with torch.no_grad():
+        full = network(x)
+        with torch.autocast("cpu", dtype=dtype):
+            low = network(x)
+    assert low.isfinite().all()
+    assert (low.float() - full).abs().mean() < 6 * torch.finfo(dtype).eps * full.std()
+
+
 def test_checkpointing_changes_no_gradient_and_needs_less_memory() -> None:
     x, found = volumes(1, 1, 16, 32, 16), []
     for checkpointing in (False, True):

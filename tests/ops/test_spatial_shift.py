@@ -91,6 +91,15 @@ def test_layouts() -> None:
 
 
 @pytest.mark.parametrize("pad", ["zeros", "replicate"])
+def test_autocast_changes_nothing(pad: str) -> None:
+    x = numbered(1, 7, 3, 2, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shifted = spatial_shift(x, pad=pad)
+    assert shifted.dtype == x.dtype
+    assert torch.equal(shifted, spatial_shift(x, pad=pad))
+
+
+@pytest.mark.parametrize("pad", ["zeros", "replicate"])
 @pytest.mark.parametrize("shift", [1, 2])
 def test_the_form_for_export_is_the_same(shift: int, pad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shift_module, "is_exporting", lambda: True)

@@ -16,6 +16,7 @@ from rwkvseg.inference.evaluate import evaluate
 from rwkvseg.models import create_model
 from rwkvseg.models.urwkv3d_strides import strides_from_spacing
 from rwkvseg.training.datamodule import SegmentationData
+from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import open_recipe_data
 
@@ -25,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "recipes"
 STUDIES = yaml.safe_load((RECIPES / "studies" / "volumes.yaml").read_text())
 ROWS = [(study, row) for study in STUDIES for row in study["rows"]]
+ABLATIONS = [(study, row) for study, row in ROWS if study["study"] != "rivals"]
 
 
 @pytest.mark.parametrize(
@@ -168,3 +170,34 @@ def test_the_documentation_lists_every_row():
     for study, row in ROWS:
         settings = " ".join(f"`--set {change}`" for change in changes(row)) or "as it is"
         assert f"| {study['study']} | {row['name']} | {settings} | {row['parameters']:,} |" in page
+
+
+class _Trainer:
+    estimated_stepping_batches = 100
+
+
+@pytest.mark.parametrize(
+    ("study", "row"), ABLATIONS, ids=[f"{study['study']}: {row['name']}" for study, row in ABLATIONS]
+)
+def test_an_ablation_takes_a_step_that_moves_every_weight(study, row):
+    """The row's own loss and optimiser, on a patch as small as leaves several tokens at the lowest level."""
+    recipe = Recipe.from_file(RECIPES / f"{study['recipe']}.yaml", changes=changes(row))
+    torch.manual_seed(0)
+    classes = len(recipe.data.labels)
+    network = create_model(recipe.model.name, in_channels=1, num_classes=classes, **recipe.model.overrides)
+    module = SegmentationModule(network, recipe, num_classes=classes, val_cases=1).train()
+    module._trainer, module._fabric, module.log = _Trainer(), None, lambda *_, **__: None
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    batch = {"image": torch.randn(1, 1, 32, 36, 16), "label": torch.randint(classes, (1, 32, 36, 16))}
+    optimizer = module.configure_optimizers()["optimizer"]
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    module.configure_gradient_clipping(optimizer, recipe.optimizer.gradient_clip)
+    optimizer.step()
+    assert 0 < loss.item() < 10
+    parameters = dict(network.named_parameters())
+    idle = [name for name, value in parameters.items() if value.grad is None or not value.grad.any()]
+    # where all orders start alike, which of them counts has no gradient yet
+    assert all(row["name"] == "zero" and "fusion" in name for name in idle), idle
+    assert all(not torch.equal(parameters[name], before[name]) for name in parameters if name not in idle)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())

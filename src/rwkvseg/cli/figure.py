@@ -80,10 +80,11 @@ def resolution(
         rwkvseg figure resolution -m "tiny=urwkv3d_tiny:in_channels=1;num_classes=14" -o volumes.svg
     """
     from rwkvseg.inference.figures import figure_of_sizes, read_sizes
+    from rwkvseg.inference.freed_memory import freed_memory_kept
 
     chosen = None if sizes is None else read_sizes(sizes)
     console = Console()
-    with progress_bar(console, "measuring") as advance:
+    with freed_memory_kept(), progress_bar(console, "measuring") as advance:  # as `predict` keeps it
         written = figure_of_sizes(
             model, out, sizes=chosen, repeats=repeats, seed=seed, device=device.value, on_step=advance
         )

@@ -66,7 +66,7 @@ def predict(
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
     if part is not None and series:
         raise UsageError("--part is of a run's split, --series of DICOM. Give one of them.")
-    predictor = Predictor.from_file(model, device=device.value, options=options)
+    predictor = Predictor.from_file(model, device=device.value, options=options, keep_memory=True)
     cases = _find_cases(inputs, series or (), model, part)
     console = Console()
     with progress_bar(console, "predicting", len(cases)) as advance:

@@ -17,6 +17,7 @@ from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.figures import check_picture_name, draw_fields, draw_sizes, draw_tradeoff
 from rwkvseg.evaluation.tradeoff import pareto_front, read_points
 from rwkvseg.inference.device import choose_device
+from rwkvseg.inference.freed_memory import is_kept
 from rwkvseg.inference.named_networks import named_networks
 from rwkvseg.inference.receptive_field import describe_field, receptive_field
 from rwkvseg.inference.resolution import fit_line, measure_sizes, spatial_dims
@@ -155,6 +156,7 @@ def figure_of_sizes(
         "repeats": repeats,
         "counted": "convolutions and matrix products",
         "peak_memory": "measured" if chosen.type == "cuda" else "counted",
+        "freed_memory": "kept" if is_kept() else "as the allocator does",
         "fits": {label: _without_nan(fit) for label, fit in fits.items()},
     }
     return _write_numbers(out, models, chosen, settings, rows)

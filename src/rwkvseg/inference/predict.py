@@ -20,6 +20,7 @@ from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
 from rwkvseg.inference.evaluation_context import RECORD
+from rwkvseg.inference.freed_memory import freed_memory_kept
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.read_ahead import read_cases
 from rwkvseg.inference.result_files import Format, check_format, write_prediction
@@ -82,19 +83,21 @@ def predict_files(
     _refuse_data_folder(inputs, out, source)
     done = []
     cases = read_cases(predictor, inputs, protocol)
-    for files in inputs:
-        started = time.perf_counter()
-        case, prepared = next(cases)
-        check_format(wanted, files, case.spatial_shape)
-        prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
-        path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
-        if overlay:
-            _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
-        counts = _count(prediction, max(predictor.labels.values()) + 1)
-        pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
-        seconds = time.perf_counter() - started
-        done.append(Predicted(files.id, path, seconds, pixels, predictor.resizes(case)))
-        on_case(done[-1])
+    # not given back between pictures; the plan of a volume sees to it itself
+    with freed_memory_kept(predictor.keep_memory and not predictor.sees_volumes):
+        for files in inputs:
+            started = time.perf_counter()
+            case, prepared = next(cases)
+            check_format(wanted, files, case.spatial_shape)
+            prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
+            path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
+            if overlay:
+                _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
+            counts = _count(prediction, max(predictor.labels.values()) + 1)
+            pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
+            seconds = time.perf_counter() - started
+            done.append(Predicted(files.id, path, seconds, pixels, predictor.resizes(case)))
+            on_case(done[-1])
     record = _record(predictor, protocol, source, done)
     series = {files.id: files.series for files in inputs if files.series is not None}
     write_json(out / RECORD, record | ({"dicom_series": series} if series else {}))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rwkvseg.data.case import Case
+from rwkvseg.data.notices import say_once
 from rwkvseg.data.preprocessing import (
     Preprocessing,
     iterate_slices,
@@ -27,6 +28,7 @@ from rwkvseg.data.preprocessing import (
 from rwkvseg.data.volumes import plan_grid
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device
+from rwkvseg.inference.freed_memory import can_keep, freed_memory_kept
 from rwkvseg.inference.model_file import ModelDescription, load_model
 from rwkvseg.inference.volume_memory import fit_memory
 from rwkvseg.inference.volume_plan import VolumeOptions, VolumePlan, plan_volume
@@ -35,6 +37,9 @@ from rwkvseg.models.live_memory import live_bytes
 
 Protocol = Literal["strict", "transunet"]
 LabelMap = NDArray[np.integer[Any]]
+NOT_KEPT = (
+    "freed memory is given back at every step, which is slower: to keep it takes more than the limit allows."
+)
 
 
 class Predictor:
@@ -46,6 +51,9 @@ class Predictor:
         device: where it runs.
         batch_size: slices of a volume that go through the network together.
         options: for networks that see whole volumes.
+        keep_memory: on a CPU, let freed memory stay with the process while it predicts: faster, for more
+            memory. It is a setting of the whole process, so nobody but the caller can decide it; for volumes
+            it gives way to options.max_memory. See freed_memory.py.
 
     Raises:
         UsageError: options for a network that does not.
@@ -63,6 +71,7 @@ class Predictor:
         *,
         batch_size: int = 8,
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
+        keep_memory: bool = False,
     ) -> None:
         self.network = network.to(device).eval()
         self.sees_volumes = description.preprocessing.dimensions == 3
@@ -76,6 +85,7 @@ class Predictor:
                 "this network sees slices, so overlap, mirror and max_memory have no meaning. Leave them out."
             )
         self.options = options
+        self.keep_memory = keep_memory and device.type == "cpu"
 
     @classmethod
     def from_file(
@@ -85,6 +95,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int = 8,
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
+        keep_memory: bool = False,
     ) -> Self:
         """Load a run folder, a model folder or a file of one.
 
@@ -94,7 +105,9 @@ class Predictor:
         """
         chosen = choose_device(device)
         network, description = load_model(Path(path))
-        return cls(network, description, chosen, batch_size=batch_size, options=options)
+        return cls(
+            network, description, chosen, batch_size=batch_size, options=options, keep_memory=keep_memory
+        )
 
     @property
     def labels(self) -> dict[str, int]:
@@ -128,7 +141,14 @@ class Predictor:
             if protocol != "strict":
                 raise UsageError(f"protocol {protocol} is of slices, this network sees volumes. Use strict.")
             plan = self._plan(case, settings)
+            if self.keep_memory and can_keep() and not plan.keeps_memory:
+                say_once(NOT_KEPT)
             return predict_volume(case, plan, self._window_logits, on_windows=on_windows)
+        with freed_memory_kept(self.keep_memory):
+            return self._predict_by_slices(case, protocol, prepared)
+
+    def _predict_by_slices(self, case: Case, protocol: Protocol, prepared: Tensor | None) -> LabelMap:
+        settings = self.description.preprocessing
         if len(case.spatial_shape) == 2:
             images = self.prepare(case, protocol=protocol) if prepared is None else prepared
             return self._predict_images(images, case.spatial_shape, protocol)[0]
@@ -179,7 +199,7 @@ class Predictor:
             num_classes=max(2, self.description.architecture.num_classes),
             device=self.device,
         )
-        return fit_memory(plan, self._bytes_of_a_window)
+        return fit_memory(plan, self._bytes_of_a_window, keep=self.keep_memory and can_keep())
 
     @cached_property
     def _bytes_of_a_window(self) -> int:

@@ -14,6 +14,8 @@ from rwkvseg.memory import available_memory, show_size
 
 PROGRAM = 768 * 2**20  # Python, torch, MONAI and the weights of a small network
 WORKSPACE = 1.5  # what convolutions and the allocator take, of what the tensors of a call take
+WORKSPACE_KEPT = 3.0
+"""The same where freed memory is kept, gaps included: 2.5 was measured, and it grows over some windows."""
 
 
 def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
@@ -35,16 +37,25 @@ def memory_needed(plan: VolumePlan, window_bytes: int) -> dict[str, int]:
     }
 
 
-def fit_memory(plan: VolumePlan, window_bytes: int) -> VolumePlan:
-    """The plan, with batches as small as its memory limit asks for.
+def fit_memory(plan: VolumePlan, window_bytes: int, *, keep: bool = False) -> VolumePlan:
+    """The plan, with batches as small as its memory limit asks for, and freed memory kept where it allows.
+
+    Args:
+        plan: of the volume.
+        window_bytes: as above.
+        keep: freed memory is to stay with the process while windows go by, if the limit leaves room for it.
 
     Raises:
         DataError: it does not fit even so.
     """
     limit = plan.options.max_memory or available_memory()
+    plan = replace(plan, keeps_memory=keep)
     needed = memory_needed(plan, window_bytes)
     while max(needed.values()) > limit and plan.batch_size > 1:
         plan = replace(plan, batch_size=plan.batch_size // 2)
+        needed = memory_needed(plan, window_bytes)
+    if max(needed.values()) > limit and plan.keeps_memory:
+        plan = replace(plan, keeps_memory=False)
         needed = memory_needed(plan, window_bytes)
     if max(needed.values()) > limit:
         raise DataError(_refusal(plan, needed, limit))
@@ -70,7 +81,8 @@ def _windows(plan: VolumePlan, window_bytes: int) -> int:
     slab = plan.slab_bytes if plan.sums_device.type == "cpu" else 0
     channels = plan.preprocessing.channels + (4 if plan.options.mirror else 2) * plan.num_classes
     window = 4 * channels * math.prod(plan.patch)
-    return slab + int(plan.batch_size * (window + WORKSPACE * window_bytes))
+    workspace = WORKSPACE_KEPT if plan.keeps_memory else WORKSPACE
+    return slab + int(plan.batch_size * (window + workspace * window_bytes))
 
 
 def _refusal(plan: VolumePlan, needed: dict[str, int], limit: int) -> str:

@@ -56,6 +56,8 @@ class VolumePlan:
     device: torch.device
     """Of the network."""
     batch_size: int
+    keeps_memory: bool = False
+    """Whether freed memory stays with the process while windows go by, see freed_memory.py."""
 
     @property
     def order(self) -> Shape:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.volumes import to_network_grid
+from rwkvseg.inference.freed_memory import freed_memory_kept
 from rwkvseg.inference.label_rows import write_labels
 from rwkvseg.inference.sliding_window import Infer, along_axis, mirrored, slab_logits
 from rwkvseg.inference.volume_plan import VolumePlan
@@ -46,5 +47,6 @@ def predict_volume(
     )
     labels = np.zeros(case.spatial_shape, np.uint8)
     nearest = () if plan.through_plane is None else (order.index(plan.through_plane),)
-    write_labels(slabs, windows.shape[0], grid.cropped(labels).transpose(order), nearest=nearest)
+    with freed_memory_kept(plan.keeps_memory):
+        write_labels(slabs, windows.shape[0], grid.cropped(labels).transpose(order), nearest=nearest)
     return labels

@@ -127,7 +127,8 @@ def _move(x: Tensor, axis: int, by: int, pad: str) -> Tensor:
     kept = x.narrow(axis, max(-by, 0), size - abs(by))
     sides = [0, 0] * (4 - axis) + [max(by, 0), max(-by, 0)]
     if pad == "replicate":
-        return F.pad(kept, (sides + [0] * 6)[:6], mode="replicate")
+        # autocast on a CPU would make it float32
+        return F.pad(kept, (sides + [0] * 6)[:6], mode="replicate").to(x.dtype)
     return F.pad(kept, sides)
 
 
