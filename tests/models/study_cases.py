@@ -55,6 +55,24 @@ def build_study(study: str, *, num_classes: int = 2, seed: int = 0, **changes: A
     return with_random_decays(create_model("rwkv_unet_tiny", num_classes=num_classes, **overrides))
 
 
+def without_repeats(model: nn.Module, *, stages: tuple[int, ...]) -> nn.Module:
+    """The network with its last decoder block and these stages (of 0 to 3); the others are 1x1 convolutions.
+
+    For exports, which take long with each part: those left out shall be of the same kinds.
+    """
+    for number, stage in enumerate(model.encoder.stages):
+        if number not in stages:
+            model.encoder.stages[number] = _one_by_one(stage, stride=2)
+    for number, block in enumerate(model.decoder.blocks[:-1]):
+        model.decoder.blocks[number] = _one_by_one(block)
+    return model
+
+
+def _one_by_one(block: nn.Module, stride: int = 1) -> nn.Module:
+    first, *_, last = (part for part in block.modules() if isinstance(part, nn.Conv2d))
+    return nn.Conv2d(first.in_channels, last.out_channels, 1, stride=stride)
+
+
 def with_random_decays(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for key, parameter in model.named_parameters():

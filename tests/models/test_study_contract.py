@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_folders import assert_a_folder_restores
-from study_cases import FEW_BLOCKS, SMALL, STUDIES, build_study, images
+from study_cases import FEW_BLOCKS, SMALL, STUDIES, build_study, images, without_repeats
 from torch.export import Dim
 
 from onnx_files import check_onnx, open_onnx, write_onnx
@@ -82,17 +82,21 @@ def _default() -> torch.nn.Module:
 
 
 # the published mixer is compiled in test_recompute.py
-COMPILED: list[tuple[str, dict[str, bool]]] = [("bi_mamba", {}), ("everything", {"local_conv": False})]
+COMPILED: list[tuple[str, tuple[int, ...], dict[str, bool]]] = [
+    ("bi_mamba", (0, 3), {}),
+    ("everything", (1,), {"local_conv": False}),  # a mixer in a shallow stage
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "changes"), COMPILED, ids=[study for study, _ in COMPILED])
+@pytest.mark.parametrize(("study", "stages", "changes"), COMPILED, ids=[study for study, *_ in COMPILED])
 def test_compiled_it_gives_the_same_logits_and_gradients(
-    study: str, changes: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+    study: str, stages: tuple[int, ...], changes: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selective_scan, "LENGTH", 2)  # each step of a chunk is traced
-    model = build_study(study, depths=FEW_BLOCKS, **changes).eval().double()
-    x, upstream = images(2, 3, 64, 80).double(), images(2, 2, 64, 80, seed=2).double()
+    network = build_study(study, depths=FEW_BLOCKS, **changes)
+    model = without_repeats(network, stages=stages).eval().double()
+    x, upstream = images(2, 3, 31, 45).double(), images(2, 2, 31, 45, seed=2).double()
     torch.compiler.reset()
     try:
         results = []
@@ -107,8 +111,9 @@ def test_compiled_it_gives_the_same_logits_and_gradients(
 
 @pytest.mark.slow  # every mixer has a file of its own in test_mixers.py
 def test_an_onnx_file_for_all_sizes_gives_the_logits_of_torch(tmp_path: Path) -> None:
-    # one mixer, that with the fewest steps: each takes long
-    model = build_study("everything", mixer="attention", depths=(1, 2, 1, 1)).eval()
+    # one mixer, that with the fewest steps: each takes long; all stages are of the same blocks
+    network = build_study("everything", mixer="attention", depths=(1, 2, 1, 1))
+    model = without_repeats(network, stages=(1,)).eval()
     path = tmp_path / "study.onnx"
     # any number of images is tested beside the published network, any size of most of these parts as well
     write_onnx(model, (images(2, 3, 64, 80),), ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},), path)
