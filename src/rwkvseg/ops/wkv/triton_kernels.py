@@ -134,3 +134,30 @@ def bi_wkv_bwd_kernel(
             left, C, w, bonus, top, mean, (pn, pd), pns, pds, on, frs, fqs, BLOCK, BLOCKS,
         )  # fmt: skip
         store_sums(p_parts, i_b, i_s, num_spans, c, C, gw, gu)
+
+
+@triton.jit(do_not_specialize=["T", "num_spans"])
+def bi_wkv_fwd_mend_kernel(
+    p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T, num_spans,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write y and the mean anew where a program of triton_shared.py was unfit."""
+    if tl.load(p_unfit + tl.program_id(0)) > 0:
+        safe_forward(
+            p_w, p_u, p_k, p_v, p_y, p_mean, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, 1, WIDE
+        )
+
+
+@triton.jit(do_not_specialize=["T", "num_spans"])
+def bi_wkv_bwd_mend_kernel(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_keys, p_outs, p_unfit, T, num_spans,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write gk, gv and the parts of gw and gu anew where a program of triton_shared_backward.py was unfit."""
+    if tl.load(p_unfit + tl.program_id(0)) > 0:
+        safe_backward(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_mean, p_keys, p_outs,
+            T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, 1, False, WIDE,
+        )  # fmt: skip
