@@ -99,6 +99,10 @@ def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse
     return tuple(torch.stack(parts) for parts in zip(*sums, strict=True))
 
 
+def _allocate(dtype: torch.dtype, shape: list[int], _layout: Any, value: Tensor | None = None) -> Shared:
+    return Shared(torch.full(shape, torch.nan, dtype=dtype) if value is None else value.clone())
+
+
 def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
     return lambda a, b: f(a, torch.as_tensor(b, dtype=a.dtype))
 
@@ -106,6 +110,7 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 def _language() -> ModuleType:
     layouts = {name: lambda *_: None for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout")}
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
+    instructions = {"rcp.approx.ftz.f32 $0, $1;": torch.reciprocal}
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(
         **layouts,
@@ -117,9 +122,8 @@ def _language() -> ModuleType:
         full=lambda shape, x, dtype, _layout=None: torch.full(shape, x, dtype=dtype),
         load=_load,
         store=_store,
-        allocate_shared_memory=lambda dtype, shape, _layout: Shared(
-            torch.full(shape, torch.nan, dtype=dtype)
-        ),
+        allocate_shared_memory=_allocate,
+        inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
         convert_layout=lambda x, _layout: x,
         exp2=torch.exp2,
         rsqrt=torch.rsqrt,

@@ -50,6 +50,12 @@ def plain_layout():
     return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
 
 
+@gluon.constexpr_function
+def states_layout(channels):
+    """Return how a number per lane lies in shared memory: threads of L and of W meet no bank twice."""
+    return gl.SwizzledSharedLayout(2, max(1, 32 // channels), 8, [1, 0])
+
+
 @gluon.jit
 def copy_tokens(
     to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, WARPS: gl.constexpr
@@ -105,30 +111,56 @@ def sampled_reference(p_k, T, C: gl.constexpr):
 
 
 @gluon.jit
-def _join(a1, n1, d1, a2, n2, d2):
-    return a1 * a2, a2 * n1 + n2, a2 * d1 + d2
+def chunk_decay(p_w, LENGTH: gl.constexpr, CHANNELS: gl.constexpr, W: gl.constexpr):
+    """Return the decay over a chunk, to base 2."""
+    c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))[None, :]
+    return gl.load(p_w + c).to(gl.float32) * (-LENGTH * LOG2E)
 
 
 @gluon.jit
-def reach(n, d, decay, L: gl.constexpr, W: gl.constexpr, REVERSE: gl.constexpr):
-    """Return what reaches each chunk when each sends (n, d); decay: of a chunk."""
-    CHUNKS: gl.constexpr = n.shape[0]
-    zero = gl.full([CHUNKS, n.shape[1]], 0.0, gl.float32, W)
-    there = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None] + (1 if REVERSE else -1)
-    there = there + gl.full([CHUNKS, n.shape[1]], 0, gl.int32, W)
-    known = (there >= 0) & (there < CHUNKS)
-    there = gl.where(known, there, 0)
-    n = gl.where(known, gl.gather(gl.convert_layout(n, W), there, 0), 0.0)
-    d = gl.where(known, gl.gather(gl.convert_layout(d, W), there, 0), 0.0)
-    _, n, d = gl.associative_scan((zero + gl.convert_layout(decay, W), n, d), 0, _join, reverse=REVERSE)
-    return gl.convert_layout(n, L), gl.convert_layout(d, L)
+def scan_chunks(x, decay, W: gl.constexpr, REVERSE: gl.constexpr):
+    """Return what reaches each chunk when each sends x; decay: of a chunk, to base 2.
+
+    In doubling steps: the decay is the same for all chunks, so that its powers need no scan of their own.
+    """
+    CHUNKS: gl.constexpr = x.shape[0]
+    at = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None] + gl.full(x.shape, 0, gl.int32, W)
+    passed = CHUNKS - 1 - at if REVERSE else at
+    sign: gl.constexpr = -1 if REVERSE else 1
+    x = gl.where(passed >= 1, gl.gather(x, gl.where(passed >= 1, at - sign, 0), 0), 0.0)
+    for i in gl.static_range(4):
+        there = passed >= 2**i
+        factor = gl.where(there, gl.exp2(decay * 2**i), 0.0)
+        x = x + factor * gl.gather(x, gl.where(there, at - sign * 2**i, at), 0)
+    return x
+
+
+@gluon.jit
+def reach(ln, ld, en, ed, decay, L: gl.constexpr, W: gl.constexpr):
+    """Return what reaches each chunk from earlier ones and from later ones; decay: of a chunk, to base 2.
+
+    The chunks send (ln, ld) to later ones, (en, ed) to earlier ones.
+    """
+    order: gl.constexpr = states_layout(ln.shape[1])
+    ln_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ln)
+    ld_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ld)
+    en_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, en)
+    ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
+    ln, ld = scan_chunks(ln_s.load(W), decay, W, False), scan_chunks(ld_s.load(W), decay, W, False)
+    en, ed = scan_chunks(en_s.load(W), decay, W, True), scan_chunks(ed_s.load(W), decay, W, True)
+    ln_s.store(ln)
+    ld_s.store(ld)
+    en_s.store(en)
+    ed_s.store(ed)
+    return ln_s.load(L), ld_s.load(L), en_s.load(L), ed_s.load(L)
 
 
 @gluon.jit
 def reciprocal(x):
-    """Return 1 / x of a normal positive number, to two units in the last place."""
-    root = gl.rsqrt(x)
-    return root * root
+    """Return 1 / x of a normal number, to one unit in the last place."""
+    return gl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -213,35 +245,42 @@ def totals(
 
 
 @gluon.jit
-def unfit(least, greatest, w, u, T, LIMIT: gl.constexpr):
+def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
     """Return 1 if the sums of any lane left the range of float32 with respect to their denominators, else 0.
 
+    least, total: of one denominator in the middle of every block. Up to BLOCK // 2 tokens away denominators
+    differ by a factor of exp(|u| + |w| BLOCK // 2) at most, since each is a sum over the same keys.
     `unfit` of triton_fast.py says why. w, u: to base 2.
     """
-    grown = gl.maximum(-w, 0.0) * T + gl.abs(u)
+    apart = gl.abs(u) + gl.abs(w) * (BLOCK // 2)
+    grown = gl.maximum(-w, 0.0) * T + gl.abs(u) + apart
     enough = gl.where(grown < LIMIT, gl.exp2(grown - LIMIT), float("inf"))
-    bad = gl.where((least > enough) & (greatest < 2.0 ** (0.5 * LIMIT + 14)), 0, 1)
-    return gl.max(gl.max(bad, 1), 0)
+    fits = (least > enough) & (total < gl.exp2(0.5 * LIMIT + 14 - apart))  # a NaN in total does not
+    return gl.max(gl.max(gl.where(fits, 0, 1), 1), 0)
 
 
 @gluon.jit
 def put_outputs(
-    p_y, n, d, pn, pd, from_n, from_d, least, greatest, bonus, lam, C: gl.constexpr, BLOCK: gl.constexpr
+    k_s, v_s, p_y, s, top, lam, bonus, pn, pd, fn, fd, least, total,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
-    """Write the outputs of a block; return the least and greatest denominator so far, and the first output.
+    """Write the outputs of block s from what enters it on both sides.
 
-    (pn, pd): what enters the block; from_n, from_d: what reaches its tokens from later ones.
+    Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
     """
+    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
+    from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     some = pn
     for j in gl.static_range(BLOCK):
         den = pd + from_d[j] + bonus * d[j]
-        least, greatest = gl.minimum(least, den), gl.maximum(greatest, den)
+        if j == BLOCK // 2:
+            least, total = gl.minimum(least, den), total + den
         out = (pn + from_n[j] + bonus * n[j]) * reciprocal(den)
-        gl.store(p_y + j * C, out.to(p_y.dtype.element_ty))
+        gl.store(p_y + (s * BLOCK + j) * C, out.to(p_y.dtype.element_ty))
         if j == 0:
             some = out
         pn, pd = pn * lam + n[j], pd * lam + d[j]
-    return least, greatest, some
+    return fn, fd, least, total, some
 
 
 @gluon.jit(do_not_specialize=["T"])
@@ -264,23 +303,20 @@ def bi_wkv_fwd_shared_kernel(
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+    decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     top = sampled_reference(p_k + base + c[None, :], T, C)
-    lam, far, decay, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(-LENGTH * w), gl.exp2(u)
+    lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
     ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
-    pn, pd = reach(ln, ld, decay, L, W, False)
-    fn, fd = reach(en, ed, decay, L, W, True)
+    pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
-    least, greatest, some = zero + float("inf"), zero, zero
+    least, total, some = zero + float("inf"), zero, zero
     y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
     for i in range(BLOCKS):  # from the last block back
-        s = BLOCKS - 1 - i
-        n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
-        from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
         pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
         pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
-        least, greatest, some = put_outputs(
-            y + s * (BLOCK * C), n, d, pn, pd, from_n, from_d, least, greatest, bonus, lam, C, BLOCK
+        fn, fd, least, total, some = put_outputs(
+            k_s, v_s, y, BLOCKS - 1 - i, top, lam, bonus, pn, pd, fn, fd, least, total, C, BLOCK, L
         )
-    gl.store(p_unfit + gl.program_id(0), unfit(least, greatest, w, u, T, LIMIT))
+    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
     gl.store(p_mean + i_b * C + i_c * CHANNELS + c, gl.sum(some, 0) / CHUNKS)
