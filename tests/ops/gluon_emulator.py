@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 GLUON = "triton.experimental.gluon"
-program = SimpleNamespace(number=0)
+program = SimpleNamespace(number=0, numbers=0)
 
 
 class Pointer:
@@ -74,6 +74,7 @@ class Kernel:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
             pointers = [Pointer(x) if isinstance(x, Tensor) else x for x in arguments]
+            program.numbers = grid[0]
             for program.number in range(grid[0]):
                 self.run(*pointers, **constants)
 
@@ -117,6 +118,7 @@ def _language() -> ModuleType:
         **dtypes,
         constexpr=lambda x: x,
         program_id=lambda _axis: torch.tensor(program.number),
+        num_programs=lambda _axis: program.numbers,
         static_range=range,
         arange=lambda first, end, _layout=None: torch.arange(first, end),
         full=lambda shape, x, dtype, _layout=None: torch.full(shape, x, dtype=dtype),

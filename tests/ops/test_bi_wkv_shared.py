@@ -51,7 +51,7 @@ class Watched:
             flags = arguments[-2]
             flags.fill_(7)  # an int32 knows no NaN
             self.kernel[grid](*arguments, **constants)
-            self.flags.append(flags.clone())
+            self.flags.append(flags[: grid[0]].clone())
 
         return launch
 
@@ -113,6 +113,14 @@ def test_only_the_unfit_programs_are_done_again(flags: list[Tensor]) -> None:
     x.k[1, 5, 20] = 90.0  # looked at by no sample
     check(x, 1e-5)
     assert [f.tolist() for f in flags] == [[0, 0, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("batch", [259, 3], ids=["four images a program", "one"])
+def test_sums_over_images(batch: int, flags: list[Tensor]) -> None:
+    x = inputs((batch, 32, 16), keys="1")
+    x.k[1, 5, 3] = x.k[batch - 1, 31, 12] = 90.0
+    check(x, 1e-5)
+    assert [f.nonzero().flatten().tolist() for f in flags] == [[1, batch - 1]] * 2
 
 
 @pytest.mark.parametrize("bonus", [-20.0, 20.0])

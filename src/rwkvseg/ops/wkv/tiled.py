@@ -120,29 +120,32 @@ class _Plan:
             **constants,
         )
 
-    def launch_shared(self, tile: Tiling, name: str, *tensors: Tensor, scratch: tuple[Tensor, ...]) -> None:
+    def launch_shared(self, tile: Tiling, name: str, tensors: tuple[Tensor, ...], *scratch: Tensor) -> None:
         """Run "fwd" or "bwd" from shared memory, then the safe form for the programs that this did not suit.
 
-        scratch: what only the safe form needs.
+        scratch: what only the latter needs; at its end, backward, the sums of gw and gu, which that writes.
         """
         from rwkvseg.ops.wkv import triton_kernels, triton_states
 
-        grid = self.batch * (self.channels // tile.channels)
-        unfit = torch.empty(grid, dtype=torch.int32, device=self.device)
-        sizes = {
-            "C": self.channels,
-            "BLOCK": tile.block,
-            "BLOCKS": tile.blocks,
-            "CHUNKS": tile.chunks,
-            "CHANNELS": tile.channels,
-        }
+        num_tiles = self.batch * (self.channels // tile.channels)
+        # a flag for every tile; backward, for those of some channels, how many programs are done with them
+        unfit = torch.empty(num_tiles + self.channels // tile.channels, dtype=torch.int32, device=self.device)
+        sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+        sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         resources = {"num_warps": tile.warps, "maxnreg": tile.registers}
-        shared_kernel(name)[(grid,)](
+        shared_kernel(name)[(num_tiles,)](
             *tensors, unfit, self.num_tokens, **sizes, LIMIT=LIMIT[self.wide], WARPS=tile.warps, **resources
         )
-        mend = getattr(triton_kernels, f"bi_wkv_{name}_mend_kernel")
-        wide = triton_states.TYPES[self.wide]
-        mend[(grid,)](*tensors, *scratch, unfit, self.num_tokens, 1, **sizes, WIDE=wide, **resources)
+        each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
+        sizes |= {"EACH": each, "WIDE": triton_states.TYPES[self.wide]}
+        if name == "fwd":
+            mend = triton_kernels.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
+            mend(*tensors, unfit, self.num_tokens, num_tiles, **sizes, **resources)
+        else:
+            groups = -(-self.batch // each)
+            mend = triton_kernels.bi_wkv_bwd_mend_kernel[(groups * (self.channels // tile.channels),)]
+            *rest, sums = scratch
+            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **sizes, **resources)
 
     @property
     def spans(self) -> int:
@@ -202,7 +205,7 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     shared = shared_tiling(k, v, y, backward=False)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if shared is not None:
-            plan.launch_shared(shared, "fwd", w, u, k, v, y, states, scratch=())
+            plan.launch_shared(shared, "fwd", (w, u, k, v, y, states))
         elif plan.num_spans == 1:
             plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)
         else:
@@ -227,9 +230,11 @@ def triton_bi_wkv_backward(
     shared = shared_tiling(k, v, g, gk, gv, backward=True)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         if shared is not None:
+            sums = plan.new(2, plan.channels)
             tensors = (w, u, k, v, g, gk, gv, parts, states)
-            plan.launch_shared(shared, "bwd", *tensors, scratch=(keys, outs))
-        elif plan.num_spans == 1:
+            plan.launch_shared(shared, "bwd", tensors, keys, outs, sums)
+            return sums, gk, gv
+        if plan.num_spans == 1:
             plan.launch("bi_wkv_bwd_kernel", w, u, k, v, g, gk, gv, parts, states, keys, outs)
         else:
             kept, adjoint = plan.keep(backward=True), plan.new_states()

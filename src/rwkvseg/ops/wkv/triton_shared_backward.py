@@ -192,6 +192,7 @@ def bi_wkv_bwd_shared_kernel(
             k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
             lr, lq, er, eq, least, total, BLOCK, L,
         )  # fmt: skip
+    gl.store(p_unfit + gl.num_programs(0) + i_c, 0)  # the next launch counts there
     gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
     ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
