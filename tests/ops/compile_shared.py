@@ -39,8 +39,7 @@ def compiled(kernel: Any, tile: tiled.Tiling) -> bytes:
 def main() -> None:
     for name in ("fwd", "bwd"):
         for num_tokens in (784, 1024):
-            tile = tiled.tiling(num_tokens, 2, backward=name == "bwd")
-            tile = tile._replace(channels=16, warps=8 if name == "bwd" else 4, registers=128)
+            tile = tiled.shared_tile(num_tokens, backward=name == "bwd")
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(compiled(tiled.shared_kernel(name), tile))
                 file.flush()

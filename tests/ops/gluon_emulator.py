@@ -127,6 +127,7 @@ def _language() -> ModuleType:
         allocate_shared_memory=_allocate,
         inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
         convert_layout=lambda x, _layout: x,
+        thread_barrier=lambda: None,
         exp2=torch.exp2,
         rsqrt=torch.rsqrt,
         abs=torch.abs,

@@ -70,11 +70,16 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
     )
 
 
+def shared_tile(num_tokens: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass from shared memory over so many tokens of 16 bits."""
+    tile = tiling(num_tokens, 2, backward=backward)
+    return tile._replace(channels=16, warps=8 if backward else 4, registers=128)
+
+
 def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     """Return the tiling of a pass from shared memory over tensors (B, T, C), None if not for them."""
     _, num_tokens, channels = tensors[0].shape
-    tile = tiling(num_tokens, tensors[0].itemsize, backward=backward)
-    tile = tile._replace(channels=16, warps=8 if backward else 4, registers=128)
+    tile = shared_tile(num_tokens, backward=backward)
     whole = num_tokens == tile.span and channels % tile.channels == 0 and tile.chunks == 16
     return tile if whole and takes_shared_memory(*tensors) else None
 
