@@ -17,6 +17,9 @@ from rwkvseg.ops.backends import refuse_transforms
 # terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
 LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
 JOINED = 64  # spans up to which every program joins their states itself
+SHARED_MEMORY = False  # whether tiles that are whole may stay in shared memory between the passes
+SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on
+SHARED_VERSIONS = ("3.6.",)  # of Triton: Gluon, the language of those kernels, is an experiment there
 
 
 class Tiling(NamedTuple):
@@ -51,6 +54,34 @@ def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     if itemsize == 2:  # two channels fill a load
         return Tiling(block, blocks, chunks, 32, warps, 128)
     return Tiling(block, blocks, chunks, 16, warps, 80 if itemsize < 8 else None)
+
+
+def takes_shared_memory(*tensors: Tensor) -> bool:
+    """Return whether kernels that work from shared memory may run on these, of one dtype and device."""
+    if not SHARED_MEMORY or tensors[0].device.type != "cuda" or tensors[0].itemsize != 2:
+        return False
+    from triton import __version__
+
+    # copies go by 16 bytes
+    return (
+        torch.cuda.get_device_capability(tensors[0].device) >= SHARED_CAPABILITY
+        and __version__.startswith(SHARED_VERSIONS)
+        and all(x.data_ptr() % 16 == 0 for x in tensors)
+    )
+
+
+def shared_tile(num_tokens: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass from shared memory over so many tokens of 16 bits."""
+    tile = tiling(num_tokens, 2, backward=backward)
+    return tile._replace(channels=16, warps=8 if backward else 4, registers=128)
+
+
+def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
+    """Return the tiling of a pass from shared memory over tensors (B, T, C), None if not for them."""
+    _, num_tokens, channels = tensors[0].shape
+    tile = shared_tile(num_tokens, backward=backward)
+    whole = num_tokens == tile.span and channels % tile.channels == 0 and tile.chunks == 16
+    return tile if whole and takes_shared_memory(*tensors) else None
 
 
 class _Plan:
@@ -94,6 +125,33 @@ class _Plan:
             **constants,
         )
 
+    def launch_shared(self, tile: Tiling, name: str, tensors: tuple[Tensor, ...], *scratch: Tensor) -> None:
+        """Run "fwd" or "bwd" from shared memory, then the safe form for the programs that this did not suit.
+
+        scratch: what only the latter needs; at its end, backward, the sums of gw and gu, which that writes.
+        """
+        from rwkvseg.ops.wkv import triton_kernels, triton_states
+
+        num_tiles = self.batch * (self.channels // tile.channels)
+        # a flag for every tile; backward, for those of some channels, how many programs are done with them
+        unfit = torch.empty(num_tiles + self.channels // tile.channels, dtype=torch.int32, device=self.device)
+        sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+        sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
+        resources = {"num_warps": tile.warps, "maxnreg": tile.registers}
+        shared_kernel(name)[(num_tiles,)](
+            *tensors, unfit, self.num_tokens, **sizes, LIMIT=LIMIT[self.wide], WARPS=tile.warps, **resources
+        )
+        each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
+        sizes |= {"EACH": each, "WIDE": triton_states.TYPES[self.wide]}
+        if name == "fwd":
+            mend = triton_kernels.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
+            mend(*tensors, unfit, self.num_tokens, num_tiles, **sizes, **resources)
+        else:
+            groups = -(-self.batch // each)
+            mend = triton_kernels.bi_wkv_bwd_mend_kernel[(groups * (self.channels // tile.channels),)]
+            *rest, sums = scratch
+            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **sizes, **resources)
+
     @property
     def spans(self) -> int:
         """SPANS of the kernels: for how many a program joins states; 0 where `join` has done it."""
@@ -132,14 +190,28 @@ class _Plan:
         return states
 
 
+def shared_kernel(name: str) -> Any:
+    """Return the kernel of a pass from shared memory: "fwd" or "bwd"."""
+    if name == "fwd":
+        from rwkvseg.ops.wkv.triton_shared import bi_wkv_fwd_shared_kernel
+
+        return bi_wkv_fwd_shared_kernel
+    from rwkvseg.ops.wkv.triton_shared_backward import bi_wkv_bwd_shared_kernel
+
+    return bi_wkv_bwd_shared_kernel
+
+
 @torch.library.custom_op("rwkvseg::bi_wkv_triton", mutates_args=())
 def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Bi-WKV, see `rwkvseg.ops.bi_wkv`, which checks the arguments; and the states of the spans."""
     w, u, k, v = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous()
     plan = _Plan(k, backward=False)
     y, states = torch.empty_like(k), plan.new_states()
+    shared = shared_tiling(k, v, y, backward=False)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        if plan.num_spans == 1:
+        if shared is not None:
+            plan.launch_shared(shared, "fwd", (w, u, k, v, y, states))
+        elif plan.num_spans == 1:
             plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)
         else:
             kept = plan.keep(backward=False)
@@ -160,7 +232,13 @@ def triton_bi_wkv_backward(
     parts = plan.new(plan.batch * plan.num_spans, 2, plan.channels)
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)
+    shared = shared_tiling(k, v, g, gk, gv, backward=True)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
+        if shared is not None:
+            sums = plan.new(2, plan.channels)
+            tensors = (w, u, k, v, g, gk, gv, parts, states)
+            plan.launch_shared(shared, "bwd", tensors, keys, outs, sums)
+            return sums, gk, gv
         if plan.num_spans == 1:
             plan.launch("bi_wkv_bwd_kernel", w, u, k, v, g, gk, gv, parts, states, keys, outs)
         else:

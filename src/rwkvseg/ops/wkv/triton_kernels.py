@@ -69,7 +69,7 @@ def bi_wkv_fwd_kernel(
         keys, values = next_keys, next_values
     if unfit(least, greatest, w, u, c < C, span, LIMIT):
         safe_forward(
-            p_w, p_u, p_k, p_v, p_y, p_mean, T, num_spans,
+            tl.program_id(0), p_w, p_u, p_k, p_v, p_y, p_mean, T, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, 1, WIDE,
         )  # fmt: skip
     else:
@@ -122,7 +122,7 @@ def bi_wkv_bwd_kernel(
         rows_g = read_rows(g, left, C, ahead, BLOCK, 0.0)
     if unfit(least, greatest, w, u, c < C, span, LIMIT):
         safe_backward(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_mean, p_keys, p_outs,
+            tl.program_id(0), p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_mean, p_keys, p_outs,
             T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, 1, False, WIDE,
         )  # fmt: skip
     else:
@@ -134,3 +134,60 @@ def bi_wkv_bwd_kernel(
             left, C, w, bonus, top, mean, (pn, pd), pns, pds, on, frs, fqs, BLOCK, BLOCKS,
         )  # fmt: skip
         store_sums(p_parts, i_b, i_s, num_spans, c, C, gw, gu)
+
+
+@triton.jit(do_not_specialize=["T", "num_tiles"])
+def bi_wkv_fwd_mend_kernel(
+    p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T, num_tiles,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
+    """Write y and the mean anew of those of EACH tiles that triton_shared.py found unfit, as a rule none."""
+    tile = tl.program_id(0) * EACH + tl.arange(0, EACH)
+    if tl.max(tl.load(p_unfit + tile, mask=tile < num_tiles, other=0), 0) > 0:
+        for i in range(EACH):
+            i_p = tl.program_id(0) * EACH + i
+            if tl.load(p_unfit + i_p, mask=i_p < num_tiles, other=0) > 0:
+                safe_forward(
+                    i_p, p_w, p_u, p_k, p_v, p_y, p_mean, T, 1,
+                    C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, 1, WIDE,
+                )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T", "num_images"])
+def bi_wkv_bwd_mend_kernel(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_keys, p_outs, p_unfit, p_sums, T, num_images,
+    C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
+    """Write gk, gv and the parts of gw and gu anew where triton_shared_backward.py found a tile unfit.
+
+    Then the sums of the parts over all images, (2, C). A program looks at EACH images of some channels; which
+    is the last of those channels to be done, and sums, is left to chance, what it sums is not.
+    """
+    tiles: tl.constexpr = C // CHANNELS
+    i_c = tl.program_id(0) % tiles
+    first = tl.program_id(0) // tiles * EACH
+    image = first + tl.arange(0, EACH)
+    if tl.max(tl.load(p_unfit + image * tiles + i_c, mask=image < num_images, other=0), 0) > 0:
+        for i in range(EACH):
+            i_p = (first + i) * tiles + i_c
+            if tl.load(p_unfit + i_p, mask=first + i < num_images, other=0) > 0:
+                safe_backward(
+                    i_p, p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_mean, p_keys, p_outs,
+                    T, 1, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, 1, False, WIDE,
+                )  # fmt: skip
+    tl.debug_barrier()  # all threads have stored before one says so
+    done = tl.atomic_add(p_unfit + num_images * tiles + i_c, 1, sem="acq_rel")
+    if done == tl.num_programs(0) // tiles - 1:
+        c = i_c * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        sum_w, sum_u = tl.zeros([32, CHANNELS], WIDE), tl.zeros([32, CHANNELS], WIDE)
+        start = 0
+        while start < num_images:
+            row = start + tl.arange(0, 32)[:, None]
+            part = p_parts + row.to(tl.int64) * 2 * C + c
+            sum_w += tl.load(part, mask=row < num_images, other=0.0, cache_modifier=".cg")
+            sum_u += tl.load(part + C, mask=row < num_images, other=0.0, cache_modifier=".cg")
+            start += 32
+        tl.store(p_sums + c, tl.sum(sum_w, 0)[None, :])
+        tl.store(p_sums + C + c, tl.sum(sum_u, 0)[None, :])

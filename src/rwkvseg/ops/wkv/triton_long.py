@@ -212,7 +212,7 @@ def bi_wkv_outputs_kernel(
         keys, values, local_n, local_d = next_keys, next_values, next_n, next_d
     if unfit(least, greatest, w, u, ok, span, LIMIT):
         safe_forward(
-            p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
+            tl.program_id(0), p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, WIDE,
         )  # fmt: skip
 
@@ -280,8 +280,8 @@ def bi_wkv_adjoint_kernel(
     if unfit(least, greatest, w, u, ok, span, LIMIT):
         keep(here, 4, C, zero + float("inf"), ok, CHUNKS)
         safe_backward(
-            p_w, p_u, p_k, p_v, p_g, p_k, p_v, p_adjoint, p_states, p_adjoint, p_keys, p_outs,
-            T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, True, WIDE,
+            tl.program_id(0), p_w, p_u, p_k, p_v, p_g, p_k, p_v, p_adjoint, p_states, p_adjoint, p_keys,
+            p_outs, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, True, WIDE,
         )  # fmt: skip
     else:
         keep(here, 4, C, zero + top, ok, CHUNKS)
@@ -310,8 +310,8 @@ def bi_wkv_gradients_kernel(
     bad = ok & ~(tl.maximum(start[0], end[0]) + top <= LIMIT)
     if tl.max(tl.max(tl.where(bad, 1, 0), 1), 0) > 0:
         safe_backward(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs,
-            T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, False, WIDE,
+            tl.program_id(0), p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys,
+            p_outs, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WHOLE, SPANS, False, WIDE,
         )  # fmt: skip
     else:
         k, v, g = p_k + base + places, p_v + base + places, p_g + base + places

@@ -125,12 +125,14 @@ def _sum(p_k, p_v, left, C, w, u, mean, past, future, s, j, BLOCK: tl.constexpr)
 
 @triton.jit(noinline=True)
 def safe_forward(
-    p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
+    i_p, p_w, p_u, p_k, p_v, p_y, p_states, T, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WHOLE: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write y of a program."""
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, SPANS != 1)
+    """Write y of program i_p, which need not be this one."""
+    i_b, i_s, c, base, places, left = place(
+        T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, SPANS != 1, i_p
+    )
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS
@@ -176,7 +178,7 @@ def safe_totals(
 
 @triton.jit(noinline=True)
 def safe_backward(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, T, num_spans,
+    i_p, p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, T, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WHOLE: tl.constexpr, SPANS: tl.constexpr, TOTALS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -185,7 +187,7 @@ def safe_backward(
     keys and outs are (B, T, C) in memory: -log2(den), the key of each token in the adjoint sums, and its out.
     """
     turned: tl.constexpr = SPANS != 1 and not TOTALS
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, turned)
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, turned, i_p)
     left = None if WHOLE else left
     w, u = vector_of(p_w, c, C, WIDE) * LOG2E, vector_of(p_u, c, C, WIDE) * LOG2E
     span: tl.constexpr = BLOCK * BLOCKS * CHUNKS

@@ -23,15 +23,17 @@ NOTHING = tl.constexpr(-3.0e38)  # exponent of a sum without terms; -inf less it
 @triton.jit
 def place(
     T, C, num_spans, LENGTH: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    BACKWARDS: tl.constexpr = False,
+    BACKWARDS: tl.constexpr = False, i_p=None,
 ):  # fmt: skip
     """Return batch, span, channels (1, CHANNELS), offset of the span in k, of each lane's first token in it.
 
     Then how many tokens are left from there. Where all programs are whole, kernels put None for that.
     BACKWARDS: the last program takes the first tile. What a launch before read last is still in the cache.
+    i_p: the program; this one unless given.
     """
     num_tiles = tl.cdiv(C, CHANNELS)
-    tile = tl.num_programs(0) - 1 - tl.program_id(0) if BACKWARDS else tl.program_id(0)
+    i_p = tl.program_id(0) if i_p is None else i_p
+    tile = tl.num_programs(0) - 1 - i_p if BACKWARDS else i_p
     i_c = tile % num_tiles
     i_s = (tile // num_tiles) % num_spans
     i_b = tile // (num_tiles * num_spans)

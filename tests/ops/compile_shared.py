@@ -1,0 +1,52 @@
+"""Compile the kernels that work from shared memory for an H200, without one; print each and its spills."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from rwkvseg.ops.wkv import tiled
+
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+HALF = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
+
+
+def compiled(kernel: Any, tile: tiled.Tiling) -> bytes:
+    sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+    sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in sizes:
+            signature[name] = "constexpr"
+        elif name == "T":
+            signature[name] = "i32"
+        else:
+            kind = "i32" if name == "p_unfit" else "bf16" if name in HALF else "fp32"
+            signature[name] = f"*{kind}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    constants = {(i,): sizes[name] for i, name in enumerate(kernel.arg_names) if name in sizes}
+    source = GluonASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": tile.warps, "maxnreg": tile.registers}
+    binary: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    return binary
+
+
+def main() -> None:
+    for name in ("fwd", "bwd"):
+        for num_tokens in (784, 1024):
+            tile = tiled.shared_tile(num_tokens, backward=name == "bwd")
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(compiled(tiled.shared_kernel(name), tile))
+                file.flush()
+                command = [BINARIES / "cuobjdump", "-sass", file.name]
+                code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            print(name, num_tokens, len(re.findall(r"\b(STL|LDL)\b", code)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""The form of bi_wkv that works from shared memory: its kernels' source on the CPU, the kernels on a GPU."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gluon_emulator import Kernel, emulated
+from torch import Tensor
+from wkv_cases import Inputs, Operator, Results, errors, inputs, run
+
+from rwkvseg.ops import bi_wkv, naive_bi_wkv
+from rwkvseg.ops.wkv import tiled
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
+]
+ON_GPU = torch.cuda.is_available()
+HOPPER = ON_GPU and torch.cuda.get_device_capability() >= tiled.SHARED_CAPABILITY
+MODULES = ("rwkvseg.ops.wkv.triton_shared", "rwkvseg.ops.wkv.triton_shared_backward")
+TILES = {
+    32: tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4),
+    96: tiled.Tiling(block=3, blocks=2, chunks=16, channels=16, warps=4),
+    784: tiled.Tiling(block=7, blocks=7, chunks=16, channels=16, warps=4),
+    1024: tiled.Tiling(block=8, blocks=8, chunks=16, channels=16, warps=4),
+}
+triton_bi_wkv: Operator = partial(bi_wkv, backend="triton")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, Kernel]:
+    return emulated(*MODULES)
+
+
+class Watched:
+    """A kernel that is launched as another one, and the flags it left."""
+
+    def __init__(self, kernel: Any, flags: list[Tensor]) -> None:
+        self.kernel, self.flags = kernel, flags
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            flags = arguments[-2]
+            flags.fill_(7)  # an int32 knows no NaN
+            self.kernel[grid](*arguments, **constants)
+            self.flags.append(flags[: grid[0]].clone())
+
+        return launch
+
+
+@pytest.fixture
+def flags(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Send whole tiles of any dtype to the emulated kernels; gather which programs they find unfit."""
+    if ON_GPU:
+        pytest.skip("emulated where Triton's kernels are interpreted")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    found: list[Tensor] = []
+    monkeypatch.setattr(
+        tiled, "shared_kernel", lambda name: Watched(kernels[f"bi_wkv_{name}_shared_kernel"], found)
+    )
+    monkeypatch.setattr(tiled, "takes_shared_memory", lambda *tensors: True)
+    monkeypatch.setattr(tiled, "tiling", lambda num_tokens, itemsize, *, backward: TILES[num_tokens])
+    return found
+
+
+def check(x: Inputs, limit: float) -> None:
+    found = errors(run(triton_bi_wkv, x), run(naive_bi_wkv, x.to(torch.float64)), x)
+    assert max(found.values()) < limit, found
+
+
+SMALL = [((2, 32, 16), "1", 3.0), ((1, 96, 32), "1", -8.0), ((1, 96, 16), "constant", 0.0)]
+SMALL += [((1, 96, 16), "10", 300.0), ((1, 32, 16), "one-hot", 30.0)]
+
+
+@pytest.mark.parametrize(("shape", "keys", "decay"), SMALL, ids=str)
+def test_it_agrees_with_the_definition(
+    shape: tuple[int, int, int], keys: str, decay: float, flags: list[Tensor]
+) -> None:
+    check(inputs(shape, keys=keys, decay=decay), 1e-5)
+    assert len(flags) == 2
+    programs = shape[0] * shape[2] // 16
+    assert [f.tolist() for f in flags] == [[0] * programs] * 2, "the safe form would hide an error"
+
+
+@pytest.mark.parametrize("num_tokens", [784, 1024])
+def test_the_tiles_that_users_get(num_tokens: int, flags: list[Tensor]) -> None:
+    x = inputs((1, num_tokens, 16), keys="1")
+    found = errors(run(triton_bi_wkv, x), run(partial(bi_wkv, backend="scan"), x.to(torch.float64)), x)
+    assert max(found.values()) < 1e-5, found
+    assert [f.tolist() for f in flags] == [[0], [0]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "decay", "limit"), [("50", 3.0, 1e-5), ("10", -300.0, 1e-4), ("300", 3.0, 1e-3)]
+)
+def test_what_is_unfit_takes_the_safe_form(
+    keys: str, decay: float, limit: float, flags: list[Tensor]
+) -> None:
+    check(inputs((1, 32, 16), keys=keys, decay=decay), limit)
+    assert [f.tolist() for f in flags] == [[1], [1]]
+
+
+def test_only_the_unfit_programs_are_done_again(flags: list[Tensor]) -> None:
+    x = inputs((2, 32, 32), keys="1")
+    x.k[1, 5, 20] = 90.0  # looked at by no sample
+    check(x, 1e-5)
+    assert [f.tolist() for f in flags] == [[0, 0, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("batch", [259, 3], ids=["four images a program", "one"])
+def test_sums_over_images(batch: int, flags: list[Tensor]) -> None:
+    x = inputs((batch, 32, 16), keys="1")
+    x.k[1, 5, 3] = x.k[batch - 1, 31, 12] = 90.0
+    check(x, 1e-5)
+    assert [f.nonzero().flatten().tolist() for f in flags] == [[1, batch - 1]] * 2
+
+
+@pytest.mark.parametrize("bonus", [-20.0, 20.0])
+def test_gradients_survive_cancellation(bonus: float, flags: list[Tensor]) -> None:
+    x = inputs((1, 96, 16), keys="1")
+    check(x._replace(u=x.u + bonus, v=x.v + 100), 1e-5)
+
+
+def test_a_nan_stays_in_its_image_and_channel(flags: list[Tensor]) -> None:
+    w, u, k, v, _ = inputs((2, 32, 16))
+    expected = triton_bi_wkv(w, u, k, v)
+    k[1, 5, 2] = torch.nan
+    out = triton_bi_wkv(w, u, k, v)
+    assert out[1, :, 2].isnan().all()
+    expected[1, :, 2] = out[1, :, 2] = 0
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_does_not_fill_its_tiles_takes_the_general_form(
+    backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "takes_shared_memory", lambda *tensors: True)
+    k = torch.empty(1, 784, 32, dtype=torch.bfloat16)
+    assert tiled.shared_tiling(k, backward=backward) is not None
+    for num_tokens, channels in ((783, 32), (784, 33), (196, 32), (2048, 32)):
+        k = torch.empty(1, num_tokens, channels, dtype=torch.bfloat16)
+        assert tiled.shared_tiling(k, backward=backward) is None
+
+
+def test_a_cpu_takes_the_general_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "SHARED_MEMORY", True)
+    assert not tiled.takes_shared_memory(torch.empty(1, 784, 32, dtype=torch.bfloat16))
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_hopper_gpu() -> None:
+    found = find_spec("triton")
+    assert found is not None
+    assert found.origin is not None
+    if not (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").exists():
+        pytest.skip("this triton has no ptxas")
+    script = Path(__file__).parent / "compile_shared.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = [int(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert spills == [0] * 4, done.stdout
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Turn the kernels on; gather the names of those that are launched."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(tiled, "SHARED_MEMORY", True)
+    names: list[str] = []
+    kernel = tiled.shared_kernel
+    monkeypatch.setattr(tiled, "shared_kernel", lambda name: names.append(name) or kernel(name))
+    return names
+
+
+def on_gpu(x: Inputs, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> Inputs:
+    return Inputs(*(part.to(device) for part in x)).to(dtype, both=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0 or later")
+class TestOnAGpu:
+    """At the sizes that users get; memory is poisoned, conftest.py sees to it."""
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("num_tokens", [512, 784, 1024])
+    @pytest.mark.parametrize(
+        ("keys", "decay"), [("1", 3.0), ("10", -8.0), ("50", 30.0), ("50", -300.0), ("one-hot", 5000.0)]
+    )
+    def test_it_is_as_good_as_the_general_form(
+        self,
+        num_tokens: int,
+        keys: str,
+        decay: float,
+        dtype: torch.dtype,
+        shared: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        x = on_gpu(inputs((3, num_tokens, 48), keys=keys, decay=decay), dtype)
+        exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))
+        ours = run(triton_bi_wkv, x)
+        assert shared == ["fwd", "bwd"]
+        monkeypatch.setattr(tiled, "SHARED_MEMORY", False)
+        general = run(triton_bi_wkv, x)
+        found, allowed = errors(ours, exact, x), errors(general, exact, x)
+        assert all(found[name] <= max(1.1 * allowed[name], 1e-4) for name in found), (found, allowed)
+
+    def test_the_same_bits_twice(self, shared: list[str]) -> None:
+        x = on_gpu(inputs((24, 784, 96), keys="1"))
+        first = run(triton_bi_wkv, x)
+        for _ in range(5):
+            for a, b in zip(first, run(triton_bi_wkv, x), strict=True):
+                assert torch.equal(a, b)
+        assert len(shared) == 12
+
+    def test_unfit_programs_are_few(self, shared: list[str]) -> None:
+        x = on_gpu(inputs((2, 784, 48), keys="1"))
+        x.k[1, 5, 20] = 90.0
+        exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))
+        found = errors(run(triton_bi_wkv, x), exact, x)
+        assert shared == ["fwd", "bwd"]
+        assert max(found.values()) < 1e-2, found
+
+    def test_it_runs_in_a_cuda_graph(self, shared: list[str]) -> None:
+        w, u, k, v, g = on_gpu(inputs((2, 784, 48), keys="1"))
+        leaves = [x.requires_grad_() for x in (w, u, k, v)]
+        expected = run(triton_bi_wkv, Inputs(w, u, k, v, g))
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.autograd.grad(triton_bi_wkv(*leaves), leaves, g)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                y = triton_bi_wkv(*leaves)
+                gradients = torch.autograd.grad(y, leaves, g)
+            graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip((y, *gradients), expected, strict=True):
+            assert torch.equal(a.detach(), b)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own code
+    def test_it_compiles_with_inductor(self, shared: list[str]) -> None:
+        def network(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return bi_wkv(w / k.shape[1], u, k * 2, v).tanh()
+
+        x = on_gpu(inputs((2, 784, 48), keys="1"))
+        found: Results = run(torch.compile(network, fullgraph=True), x)
+        assert shared == ["fwd", "bwd"]
+        torch.testing.assert_close(found, run(network, x), rtol=2e-2, atol=2e-2)
+
+    def test_what_is_not_aligned_takes_the_general_form(self, shared: list[str]) -> None:
+        w, u, k, v, _ = on_gpu(inputs((1, 784, 16), keys="1"))
+        apart = torch.cat([k.new_zeros(1), k.flatten()])[1:].view_as(k)
+        torch.testing.assert_close(triton_bi_wkv(w, u, apart, v), triton_bi_wkv(w, u, k, v))
+        assert shared == ["fwd"], "once of two"
+
+    def test_a_second_gpu(self, shared: list[str]) -> None:
+        if torch.cuda.device_count() < 2:
+            pytest.skip("one GPU only")
+        x = inputs((2, 784, 48), keys="1")
+        for a, b in zip(
+            run(triton_bi_wkv, on_gpu(x)), run(triton_bi_wkv, on_gpu(x, device="cuda:1")), strict=True
+        ):
+            assert torch.equal(a, b.to("cuda:0"))
+        assert len(shared) == 4
