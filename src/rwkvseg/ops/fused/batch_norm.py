@@ -3,6 +3,8 @@
 B: images, C: channels, H, W: rows and columns.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,11 @@ from rwkvseg.errors import ShapeError, UsageError
 from rwkvseg.ops.backends import check_floating, choose_backend
 from rwkvseg.ops.fused.batch_norm_operators import triton_batch_norm_act, triton_batch_statistics
 
-ACTIVATIONS = {"identity": lambda x: x, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def naive_batch_norm_act(
@@ -31,8 +37,8 @@ def naive_batch_norm_act(
     """Norm, activation and addition by torch, one after the other; see below."""
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y = ACTIVATIONS[activation](y)
+    y: Tensor = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = _ACTIVATIONS[activation](y)
     return y if residual is None else residual + y
 
 
@@ -92,7 +98,8 @@ def batch_norm_act(
     _check(x, tensors, residual, activation)
     given = [part for part in tensors.values() if part is not None]
     maps = [x] if residual is None else [x, residual]
-    backend = _choose(backend, maps, given, complete=len(given) == len(tensors))
+    kept = [part for part in (running_mean, running_var) if part is not None and part.is_contiguous()]
+    backend = _choose(backend, maps, given, complete=len(given) == 4 and len(kept) == 2)
     single = training and x.numel() == x.shape[1]  # which torch refuses
     if backend == "torch" or single:
         return naive_batch_norm_act(
@@ -114,8 +121,8 @@ def _choose(backend: str, maps: list[Tensor], given: list[Tensor], *, complete: 
     chosen = choose_backend(backend, [*maps, *given], available=("torch", "triton"), fallback="torch")
     if chosen == "triton" and not complete:
         raise UsageError(
-            "weight, bias, running_mean or running_var is None, which backend 'triton' does not take. "
-            "Give all of them, or use 'auto'"
+            "weight, bias, running_mean or running_var is None, or a running one is not contiguous, which "
+            "backend 'triton' does not take. Give all of them, or use 'auto'"
         )
     return chosen
 
@@ -123,8 +130,8 @@ def _choose(backend: str, maps: list[Tensor], given: list[Tensor], *, complete: 
 def _check(x: Tensor, tensors: dict[str, Tensor | None], residual: Tensor | None, activation: str) -> None:
     if x.ndim != 4 or 0 in x.shape:
         raise ShapeError(f"x has shape {tuple(x.shape)}; give maps (B, C, H, W), every axis at least 1")
-    if activation not in ACTIVATIONS:
-        names = ", ".join(map(repr, ACTIVATIONS))
+    if activation not in _ACTIVATIONS:
+        names = ", ".join(map(repr, _ACTIVATIONS))
         raise UsageError(f"activation {activation!r} is not known; give one of {names}")
     if residual is not None and residual.shape != x.shape:
         raise ShapeError(f"residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; give one shape")

@@ -14,27 +14,18 @@ from rwkvseg.ops.fused.triton_lines import (
     COLS,
     PROGRAMS,
     PROGRAMS_OF_SUMS,
+    REGISTERS,
     WARPS,
     channels_last,
     empty_parts,
     grid_of,
-    inside,
     load_tile,
     of_channels,
     rows_of_tile,
-    store_tile,
     strip_of_program,
     taken_at_once,
+    tile_at,
 )
-
-
-@triton.jit
-def _one_more(counts, mean, squares, x, inside):
-    """Return Welford's sums with one more number in each place that is inside."""
-    counts += inside.to(tl.float32)
-    apart = tl.where(inside, x - mean, 0.0)
-    mean += apart / tl.maximum(counts, 1.0)
-    return counts, mean, squares + apart * (x - mean)
 
 
 @triton.jit
@@ -45,20 +36,22 @@ def _merged(counts, mean, squares):
     return centre, tl.sum(squares + counts * apart * apart, 0)
 
 
-@triton.jit(do_not_specialize=["N", "C", "G", "strip", "num_parts"])
+@triton.jit(do_not_specialize=["lines", "C", "strip", "num_parts"])
 def batch_sums_kernel(
-    p_x, p_parts, N, C, G, L, strip, num_parts,
+    p_x, p_parts, lines, C, L, strip, num_parts,
     ROWS: tl.constexpr, COLS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """x: N pixels of C. parts: means, sums of squared deviations (2, num_parts, C)."""
-    j, line, whole, end = strip_of_program(N, G, L, strip, COLS)
+    """x: (lines, L). parts: means, sums of squared deviations (2, num_parts, C)."""
+    j, line, end = strip_of_program(lines, L, strip, COLS)
     p_part = p_parts + line // strip * L + j
     mean, squares = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
     seen = 0.0  # numbers in each place
-    while line + UNROLL * ROWS <= whole:
-        xs = ()
-        for i in tl.static_range(UNROLL):
-            xs += (load_tile(p_x, line + i * ROWS, j, N, C, G, L, ROWS, True),)
+    while line + UNROLL * ROWS <= end:
+        at, there = tile_at(line, end, j, L, ROWS)
+        xs = (load_tile(p_x, at, there),)
+        for i in tl.static_range(1, UNROLL):
+            at, there = tile_at(line + i * ROWS, end, j, L, ROWS)
+            xs += (load_tile(p_x, at, there),)
         centre = xs[0]
         for i in tl.static_range(1, UNROLL):
             centre += xs[i]
@@ -72,28 +65,30 @@ def batch_sums_kernel(
             squares += d * d
         seen += UNROLL
         line += UNROLL * ROWS
-    counts = tl.zeros((ROWS, COLS), tl.float32) + seen
-    everywhere = tl.full((ROWS, COLS), True, tl.int1)
-    while line + ROWS <= whole:
-        x = load_tile(p_x, line, j, N, C, G, L, ROWS, True)
-        counts, mean, squares = _one_more(counts, mean, squares, x, everywhere)
-        line += ROWS
-    while line < end:
-        x = load_tile(p_x, line, j, N, C, G, L, ROWS, False)
-        counts, mean, squares = _one_more(counts, mean, squares, x, inside(line, j, N, C, G, ROWS))
+    counts = tl.zeros((ROWS, 1), tl.float32) + seen
+    while line < end:  # Welford's formula
+        at, there = tile_at(line, end, j, L, ROWS)
+        x = load_tile(p_x, at, there)
+        new = (line + tl.arange(0, ROWS) < end)[:, None]
+        counts += new.to(tl.float32)
+        apart = tl.where(new, x - mean, 0.0)
+        mean += apart / tl.maximum(counts, 1.0)
+        squares += apart * (x - mean)
         line += ROWS
     mean_of_all, squares_of_all = _merged(counts, mean, squares)
-    tl.store(p_part, mean_of_all)
-    tl.store(p_part + num_parts.to(tl.int64) * C, squares_of_all)
+    tl.store(p_part, mean_of_all, mask=j < L)
+    tl.store(p_part + num_parts.to(tl.int64) * C, squares_of_all, mask=j < L)
 
 
-@triton.jit(do_not_specialize=["N", "C", "G", "strip", "num_parts", "momentum"])
+@triton.jit(do_not_specialize=["lines", "C", "L", "strip", "num_parts", "momentum"])
 def batch_statistics_kernel(
     p_parts, p_mean, p_variance, p_running_mean, p_running_variance, p_batches,
-    N, C, G, strip, num_parts, momentum, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
+    lines, C, L, strip, num_parts, momentum, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """From the parts of `batch_sums_kernel`: mean, variance (C,), running statistics, number of batches."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    G = L // C
+    N = lines.to(tl.float32) * G
     counts = tl.zeros((PARTS, 1), tl.float32)
     mean, squares = tl.zeros((PARTS, CHANNELS), tl.float32), tl.zeros((PARTS, CHANNELS), tl.float32)
     first = 0
@@ -103,9 +98,8 @@ def batch_statistics_kernel(
         at = p_parts + part.to(tl.int64) * C + c[None, :]
         new_mean = tl.load(at, mask=there, other=0.0)
         new_squares = tl.load(at + num_parts.to(tl.int64) * C, mask=there, other=0.0)
-        # a part is one pixel of all lines of a strip: those lines in which this pixel is there
-        lines = (N - part % G + G - 1) // G - part // G * strip
-        new = tl.where(part < num_parts, tl.minimum(tl.maximum(lines, 0), strip), 0).to(tl.float32)
+        # a part is one of the G pixels in all lines of a strip
+        new = tl.minimum(tl.maximum(lines - part // G * strip, 0), strip).to(tl.float32)
         total = counts + new
         share = new / tl.maximum(total, 1.0)
         apart = new_mean - mean
@@ -126,41 +120,27 @@ def batch_statistics_kernel(
         tl.store(p_batches, tl.load(p_batches) + 1, mask=tl.program_id(0) == 0)
 
 
-@triton.jit
-def _apply(
-    p_x, p_residual, p_y, mean, scale, weight, bias, line, j, N, C, G, L,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    x = load_tile(p_x, line, j, N, C, G, L, ROWS, WHOLE)
-    if p_residual is not None:  # loaded before anything is computed, so that both loads are under way
-        residual = load_tile(p_residual, line, j, N, C, G, L, ROWS, WHOLE)
-    z = (x - mean) * scale * weight + bias
-    if ACTIVATION == "relu":
-        z = tl.where(z < 0, 0.0, z)  # NaN stays
-    elif ACTIVATION == "silu":
-        z *= tl.sigmoid(z)
-    if p_residual is not None:
-        z += residual
-    store_tile(p_y, z, line, j, N, C, G, L, ROWS, WHOLE)
-
-
-@triton.jit(do_not_specialize=["N", "C", "G", "strip", "eps"])
+@triton.jit(do_not_specialize=["lines", "C", "strip", "eps"])
 def batch_norm_act_kernel(
-    p_x, p_mean, p_variance, p_weight, p_bias, p_residual, p_y, N, C, G, L, strip, eps,
+    p_x, p_mean, p_variance, p_weight, p_bias, p_residual, p_y, lines, C, L, strip, eps,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """x, residual (or None), y: N pixels of C; the others (C,)."""
-    j, line, whole, end = strip_of_program(N, G, L, strip, COLS)
-    mean, scale, weight, bias = of_channels(p_mean, p_variance, p_weight, p_bias, j % C, eps)
-    while line + ROWS <= whole:
-        _apply(
-            p_x, p_residual, p_y, mean, scale, weight, bias, line, j, N, C, G, L, ACTIVATION, ROWS, True
-        )  # fmt: skip
-        line += ROWS
+    """x, residual (or None), y: (lines, L); the others (C,)."""
+    j, line, end = strip_of_program(lines, L, strip, COLS)
+    mean, scale, bias, _ = of_channels(p_mean, p_variance, p_weight, p_bias, j % C, eps)
     while line < end:
-        _apply(
-            p_x, p_residual, p_y, mean, scale, weight, bias, line, j, N, C, G, L, ACTIVATION, ROWS, False
-        )  # fmt: skip
+        at, there = tile_at(line, end, j, L, ROWS)
+        x = load_tile(p_x, at, there)
+        if p_residual is not None:  # loaded before anything is computed, so that both loads are under way
+            residual = load_tile(p_residual, at, there)
+        z = (x - mean) * scale + bias
+        if ACTIVATION == "relu":
+            z = tl.where(z < 0, 0.0, z)  # NaN stays
+        elif ACTIVATION == "silu":
+            z *= tl.sigmoid(z)
+        if p_residual is not None:
+            z += residual
+        tl.store(p_y + at, z, mask=there)
         line += ROWS
 
 
@@ -177,12 +157,11 @@ def statistics(
     with torch.cuda.device_of(x):
         batch_sums_kernel[(grid.programs,)](
             x, parts, **grid.arguments, num_parts=grid.parts,
-            ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS,
+            ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
         taken = taken_at_once(channels)
-        told = {name: value for name, value in grid.arguments.items() if name != "L"}
         batch_statistics_kernel[(triton.cdiv(channels, taken["CHANNELS"]),)](
-            parts, mean, variance, running_mean, running_var, batches, **told, num_parts=grid.parts,
+            parts, mean, variance, running_mean, running_var, batches, **grid.arguments, num_parts=grid.parts,
             momentum=momentum, **taken, num_warps=WARPS,
         )  # fmt: skip
     return mean, variance
@@ -193,13 +172,13 @@ def forward(
 ) -> Tensor:
     """x, residual: (B, C, H, W); parameters: mean, variance, weight, bias (C,) -> as x, channels-last."""
     x = channels_last(x)
-    y = torch.empty_like(x)
-    rows = 4 * rows_of_tile(x)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    rows = 2 * rows_of_tile(x)
     grid = grid_of(x, rows, PROGRAMS)
     with torch.cuda.device_of(x):
         batch_norm_act_kernel[(grid.programs,)](
             x, *[part.contiguous() for part in parameters],
             None if residual is None else channels_last(residual), y, **grid.arguments, eps=eps,
-            ACTIVATION=activation, ROWS=rows, COLS=COLS, num_warps=WARPS,
+            ACTIVATION=activation, ROWS=rows, COLS=COLS, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return y

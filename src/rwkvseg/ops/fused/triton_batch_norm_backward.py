@@ -14,6 +14,7 @@ from rwkvseg.ops.fused.triton_lines import (
     COLS,
     PROGRAMS,
     PROGRAMS_OF_SUMS,
+    REGISTERS,
     WARPS,
     channels_last,
     empty_parts,
@@ -21,58 +22,51 @@ from rwkvseg.ops.fused.triton_lines import (
     load_tile,
     of_channels,
     rows_of_tile,
-    store_tile,
     strip_of_program,
     taken_at_once,
+    tile_at,
 )
 
 
 @triton.jit
-def _through_activation(x, g, mean, scale, weight, bias, ACTIVATION: tl.constexpr):
-    """Return the normed value, and the gradient of what weight and bias make of it."""
-    normed = (x - mean) * scale
-    z = normed * weight + bias
+def _through_activation(x, g, mean, scale, bias, ACTIVATION: tl.constexpr):
+    """Return the centred value, and the gradient of what scale and bias make of it."""
+    centred = x - mean
+    z = centred * scale + bias
     if ACTIVATION == "relu":
         g = tl.where(z <= 0, 0.0, g)
     elif ACTIVATION == "silu":
         share = tl.sigmoid(z)
         g *= share * (1 + z * (1 - share))
-    return normed, g
+    return centred, g
 
 
-@triton.jit(do_not_specialize=["N", "C", "G", "strip", "num_parts", "eps"])
+@triton.jit(do_not_specialize=["lines", "C", "strip", "num_parts", "eps"])
 def batch_norm_act_sums_kernel(
-    p_x, p_g, p_mean, p_variance, p_weight, p_bias, p_gx, p_parts, N, C, G, L, strip, num_parts, eps,
+    p_x, p_g, p_mean, p_variance, p_weight, p_bias, p_gx, p_parts, lines, C, L, strip, num_parts, eps,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """parts: gradients of weight and bias (2, num_parts, C). gx: None if mean and variance are those of x."""
-    j, line, whole, end = strip_of_program(N, G, L, strip, COLS)
+    j, line, end = strip_of_program(lines, L, strip, COLS)
     p_part = p_parts + line // strip * L + j
-    mean, scale, weight, bias = of_channels(p_mean, p_variance, p_weight, p_bias, j % C, eps)
+    mean, scale, bias, inverse = of_channels(p_mean, p_variance, p_weight, p_bias, j % C, eps)
     along, total = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
-    while line + UNROLL * ROWS <= whole:
+    while line < end:
         xs, gs = (), ()
         for i in tl.static_range(UNROLL):
-            xs += (load_tile(p_x, line + i * ROWS, j, N, C, G, L, ROWS, True),)
-            gs += (load_tile(p_g, line + i * ROWS, j, N, C, G, L, ROWS, True),)
+            at, there = tile_at(line + i * ROWS, end, j, L, ROWS)
+            xs += (load_tile(p_x, at, there),)
+            gs += (load_tile(p_g, at, there),)
         for i in tl.static_range(UNROLL):
-            normed, g = _through_activation(xs[i], gs[i], mean, scale, weight, bias, ACTIVATION)
-            along += g * normed
+            centred, g = _through_activation(xs[i], gs[i], mean, scale, bias, ACTIVATION)
+            along += g * centred
             total += g
             if p_gx is not None:
-                store_tile(p_gx, g * weight * scale, line + i * ROWS, j, N, C, G, L, ROWS, True)
+                at, there = tile_at(line + i * ROWS, end, j, L, ROWS)
+                tl.store(p_gx + at, g * scale, mask=there)
         line += UNROLL * ROWS
-    while line < end:
-        x = load_tile(p_x, line, j, N, C, G, L, ROWS, False)
-        g = load_tile(p_g, line, j, N, C, G, L, ROWS, False)
-        normed, g = _through_activation(x, g, mean, scale, weight, bias, ACTIVATION)
-        along += g * normed
-        total += g
-        if p_gx is not None:
-            store_tile(p_gx, g * weight * scale, line, j, N, C, G, L, ROWS, False)
-        line += ROWS
-    tl.store(p_part, tl.sum(along, 0))
-    tl.store(p_part + num_parts.to(tl.int64) * C, tl.sum(total, 0))
+    tl.store(p_part, tl.sum(along, 0) * inverse, mask=j < L)
+    tl.store(p_part + num_parts.to(tl.int64) * C, tl.sum(total, 0), mask=j < L)
 
 
 @triton.jit(do_not_specialize=["C", "num_parts"])
@@ -90,39 +84,23 @@ def sum_parts_kernel(p_parts, p_sums, C, num_parts, PARTS: tl.constexpr, CHANNEL
     tl.store(p_sums + tl.program_id(1) * C + c, tl.sum(total, 0), mask=c < C)
 
 
-@triton.jit
-def _gradient(
-    p_x, p_g, p_gx, mean, scale, weight, bias, along, total, line, j, N, C, G, L,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    x = load_tile(p_x, line, j, N, C, G, L, ROWS, WHOLE)
-    g = load_tile(p_g, line, j, N, C, G, L, ROWS, WHOLE)
-    normed, g = _through_activation(x, g, mean, scale, weight, bias, ACTIVATION)
-    # it loses its mean and what points along the normed channel: neither could change the result
-    store_tile(p_gx, scale * weight * (g - total - normed * along), line, j, N, C, G, L, ROWS, WHOLE)
-
-
-@triton.jit(do_not_specialize=["N", "C", "G", "strip", "eps"])
+@triton.jit(do_not_specialize=["lines", "C", "strip", "eps"])
 def batch_norm_act_gradient_kernel(
-    p_x, p_g, p_mean, p_variance, p_weight, p_bias, p_sums, p_gx, N, C, G, L, strip, eps,
+    p_x, p_g, p_mean, p_variance, p_weight, p_bias, p_sums, p_gx, lines, C, L, strip, eps,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """gx, where mean and variance are those of x. sums: gradients of weight and bias (2, C)."""
-    j, line, whole, end = strip_of_program(N, G, L, strip, COLS)
-    mean, scale, weight, bias = of_channels(p_mean, p_variance, p_weight, p_bias, j % C, eps)
-    along = (tl.load(p_sums + j % C) / N)[None, :]
-    total = (tl.load(p_sums + C + j % C) / N)[None, :]
-    while line + ROWS <= whole:
-        _gradient(
-            p_x, p_g, p_gx, mean, scale, weight, bias, along, total, line, j, N, C, G, L,
-            ACTIVATION, ROWS, True,
-        )  # fmt: skip
-        line += ROWS
+    j, line, end = strip_of_program(lines, L, strip, COLS)
+    c, N = j % C, lines.to(tl.float32) * (L // C)
+    mean, scale, bias, inverse = of_channels(p_mean, p_variance, p_weight, p_bias, c, eps)
+    along = (tl.load(p_sums + c) * inverse / N)[None, :]
+    total = (tl.load(p_sums + C + c) / N)[None, :]
     while line < end:
-        _gradient(
-            p_x, p_g, p_gx, mean, scale, weight, bias, along, total, line, j, N, C, G, L,
-            ACTIVATION, ROWS, False,
-        )  # fmt: skip
+        at, there = tile_at(line, end, j, L, ROWS)
+        x, g = load_tile(p_x, at, there), load_tile(p_g, at, there)
+        centred, g = _through_activation(x, g, mean, scale, bias, ACTIVATION)
+        # it loses its mean and what points along the centred channel: neither could change the result
+        tl.store(p_gx + at, scale * (g - total - centred * along), mask=there)
         line += ROWS
 
 
@@ -135,7 +113,7 @@ def backward(
     """
     x, g = channels_last(x), channels_last(g)
     parameters = [part.contiguous() for part in parameters]
-    gx = torch.empty_like(x)
+    gx = torch.empty_like(x, memory_format=torch.channels_last)
     unroll, rows = 2, rows_of_tile(x)
     grid = grid_of(x, rows * unroll, PROGRAMS_OF_SUMS)
     parts, sums = empty_parts(x, grid), torch.empty((2, x.shape[1]), dtype=torch.float32, device=x.device)
@@ -143,15 +121,15 @@ def backward(
     with torch.cuda.device_of(x):
         batch_norm_act_sums_kernel[(grid.programs,)](
             x, g, *parameters, None if of_x else gx, parts, **grid.arguments, num_parts=grid.parts, eps=eps,
-            ACTIVATION=activation, ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS,
+            ACTIVATION=activation, ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
         sum_parts_kernel[(triton.cdiv(x.shape[1], taken["CHANNELS"]), 2)](
             parts, sums, x.shape[1], grid.parts, **taken, num_warps=WARPS
         )
         if of_x:
-            grid = grid_of(x, 2 * rows, PROGRAMS)
+            grid = grid_of(x, rows * unroll, PROGRAMS)
             batch_norm_act_gradient_kernel[(grid.programs,)](
                 x, g, *parameters, sums, gx, **grid.arguments, eps=eps,
-                ACTIVATION=activation, ROWS=2 * rows, COLS=COLS, num_warps=WARPS,
+                ACTIVATION=activation, ROWS=rows * unroll, COLS=COLS, num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
     return gx, sums
