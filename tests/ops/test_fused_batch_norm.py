@@ -1,21 +1,443 @@
-"""batch_norm_act: forms against formulas and torch in float64, statistics over steps, layouts, refusals."""
+"""batch_norm_act: forms against torch in float64, statistics over steps, layouts, what torch asks of it."""
 
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import assert_as_good, errors, on_every_place, random, run, spread, with_triton
+from fused_cases import assert_as_good, errors, exact, on_every_place, random, run, spread, with_triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rwkvseg.errors import BackendError, ShapeError, UsageError
 from rwkvseg.ops import batch_norm_act
 from rwkvseg.ops.backends import triton_is_installed, why_not_triton
-from rwkvseg.ops.fused import operators
-from rwkvseg.ops.fused import batch_norm_operators as own_operators
+from rwkvseg.ops.fused import batch_norm_operators as operators
 from rwkvseg.ops.fused.batch_norm import naive_batch_norm_act
+
+EPS = 1e-6
+# one channel, a line of one pixel, lines of several; strips of several tiles with a tail, and several strips
+SHAPES = [
+    (1, 1, 1, 2),
+    (2, 1, 3, 5),
+    (1, 3, 8, 9),
+    (1, 65, 7, 5),
+    (2, 24, 5, 16),
+    (1, 64, 1, 19),
+    (2, 180, 2, 4),
+]
+ACTIVATIONS = ["identity", "relu", "silu"]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that maps have several strips, strips several tiles, and parts are put together in several steps."""
+    if "real_tiles" not in request.keywords and why_not_triton([torch.empty(1)]) is None:
+        for name, value in {"WARPS": 1, "PARTS": 16}.items():
+            monkeypatch.setattr(f"rwkvseg.ops.fused.triton_lines.{name}", value)
+        for file in ("triton_batch_norm", "triton_batch_norm_backward"):
+            for name in ("PROGRAMS", "PROGRAMS_OF_SUMS"):
+                monkeypatch.setattr(f"rwkvseg.ops.fused.{file}.{name}", 3)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def case(
+    shape: Sequence[int], dtype: torch.dtype = torch.float32, *, residual: bool = True, mean: float = 0.5
+) -> tuple[list[Tensor], list[Tensor]]:
+    """x, weight, bias and if wanted a residual; and the gradient of the result."""
+    maps = [
+        laid_out(random(*shape, seed=seed).add(mean).to(dtype)) for seed in ((1, 2) if residual else (1,))
+    ]
+    vectors = [random(shape[1], seed=seed) for seed in (3, 4)]
+    return [maps[0], *vectors, *maps[1:]], [laid_out(random(*shape, seed=5, dtype=dtype))]
+
+
+def kept(channels: int) -> tuple[Tensor, Tensor]:
+    """Running mean and variance."""
+    return torch.linspace(-1, 1, channels), torch.linspace(0.5, 2, channels)
+
+
+def call(function: Any, *leaves: Tensor, training: bool = True, **options: Any) -> Tensor:
+    """Run with copies of the same running statistics, in the type of the weight."""
+    x, weight, bias, *residual = leaves
+    statistics = [part.to(x.device, weight.dtype, copy=True) for part in kept(x.shape[1])]
+    added = residual[0] if residual else None
+    out: Tensor = function(
+        x, weight, bias, *statistics, training=training, eps=EPS, residual=added, **options
+    )
+    return out
+
+
+def fused(backend: str, **options: Any) -> Any:
+    return partial(call, batch_norm_act, backend=backend, **options)
+
+
+def definition(**options: Any) -> Any:
+    return partial(call, naive_batch_norm_act, **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_definition_is_the_formula(training: bool) -> None:
+    (x, weight, bias, residual), _ = case((2, 5, 3, 4))
+    mean, variance = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else kept(5)
+    mean, variance, weight, bias = (part.view(1, -1, 1, 1) for part in (mean, variance, weight, bias))
+    z = (x - mean) / (variance + EPS).sqrt() * weight + bias
+    by_name = {"identity": z, "relu": z.clamp(min=0), "silu": z / (1 + (-z).exp())}
+    for name, activated in by_name.items():
+        leaves = case((2, 5, 3, 4))[0]
+        found = definition(activation=name, training=training)(*leaves)
+        torch.testing.assert_close(found, residual + activated)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@on_every_place
+def test_values_and_gradients(
+    activation: str, residual: bool, training: bool, backend: str, device: str
+) -> None:
+    options = {"activation": activation, "training": training}
+    for shape in SHAPES:
+        leaves, gs = case(shape, residual=residual)
+        found = run(fused(backend, **options), leaves, gs, device)
+        truth = exact(definition(**options), leaves, gs)
+        allowed = errors(run(definition(**options), leaves, gs, "cpu"), truth)
+        ours = errors(found, truth)
+        assert all(a <= max(2 * b, 1e-5) for a, b in zip(ours, allowed, strict=True)), (shape, ours, allowed)
+
+
+@pytest.mark.real_tiles
+@with_triton
+def test_with_the_tiles_that_users_get(backend: str, device: str) -> None:
+    for shape in ((2, 64, 9, 11), (1, 3, 16, 40)):
+        leaves, gs = case(shape)
+        truth = exact(definition(activation="silu"), leaves, gs)
+        assert max(errors(run(fused(backend, activation="silu"), leaves, gs, device), truth)) < 1e-5
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 6), st.integers(5, 8)),
+    activation=st.sampled_from(ACTIVATIONS),
+    residual=st.booleans(),
+    training=st.booleans(),
+)
+@with_triton
+def test_any_shape(
+    shape: tuple[int, ...], activation: str, residual: bool, training: bool, backend: str, device: str
+) -> None:
+    options = {"activation": activation, "training": training}
+    leaves, gs = case(shape, residual=residual)
+    truth = exact(definition(**options), leaves, gs)
+    allowed = errors(run(definition(**options), leaves, gs, "cpu"), truth)
+    ours = errors(run(fused(backend, **options), leaves, gs, device), truth)
+    assert all(a <= max(2 * b, 1e-5) for a, b in zip(ours, allowed, strict=True)), (ours, allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("both", [True, False], ids=["16-bit weights", "float32 weights"])
+@with_triton  # the other form is torch's own operators
+def test_low_precision_is_as_good_as_the_definition(
+    dtype: torch.dtype, both: bool, backend: str, device: str
+) -> None:
+    (x, weight, bias, residual), gs = case((2, 24, 5, 6), dtype)
+    if both:
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    for training in (True, False):
+        options = {"activation": "silu", "training": training}
+        leaves = [x, weight, bias, residual]
+        assert_as_good(
+            fused(backend, **options), definition(**options), leaves, gs, backend=backend, device=device
+        )
+
+
+@on_every_place
+def test_a_large_mean_costs_no_digits(backend: str, device: str) -> None:
+    leaves, gs = case((3, 5, 17, 9), mean=100.0)
+    options = {"activation": "silu"}
+    found = run(fused(backend, **options), leaves, gs, device)
+    assert max(errors(found, exact(definition(**options), leaves, gs))) < 1e-4
+    x = leaves[0].to(device)
+    _, variance = statistics_of(x, backend)
+    truth = leaves[0].double().var((0, 2, 3))
+    torch.testing.assert_close(variance.cpu().double(), truth, rtol=1e-4, atol=0)
+
+
+def statistics_of(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Running statistics that forget everything else."""
+    channels = x.shape[1]
+    ones = torch.ones(channels, device=x.device)
+    mean, variance = torch.zeros_like(ones), torch.zeros_like(ones)
+    batch_norm_act(x, ones, ones, mean, variance, training=True, momentum=1.0, backend=backend)
+    return mean, variance
+
+
+@with_triton
+def test_one_outlier_hides_nothing(backend: str, device: str) -> None:
+    x = laid_out(random(2, 3, 20, 30, seed=1))
+    x[0, :, 0, 0] = 3e4  # of the first pixel, by which sums might be shifted
+    for found, truth in zip(
+        statistics_of(x.to(device), backend),
+        (x.double().mean((0, 2, 3)), x.double().var((0, 2, 3))),
+        strict=True,
+    ):
+        torch.testing.assert_close(found.cpu().double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
+@on_every_place
+def test_running_statistics_over_steps_are_those_of_torch(momentum: float, backend: str, device: str) -> None:
+    norm = torch.nn.BatchNorm2d(5, eps=EPS, momentum=momentum).double()
+    mean, variance = torch.zeros(5, device=device), torch.ones(5, device=device)
+    number = torch.zeros((), dtype=torch.long, device=device)
+    weight, bias = torch.ones(5, device=device), torch.zeros(5, device=device)
+    for step in range(3):
+        x = laid_out(random(2, 5, 4, 7, seed=step) * (step + 1) + step)
+        wanted = norm(x.double())
+        found = batch_norm_act(
+            x.to(device), weight, bias, mean, variance,
+            training=True, momentum=momentum, eps=EPS, num_batches_tracked=number, backend=backend,
+        )  # fmt: skip
+        torch.testing.assert_close(found.cpu(), wanted.float(), rtol=1e-5, atol=1e-5)
+    assert int(number) == 3
+    torch.testing.assert_close(mean.cpu().double(), norm.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variance.cpu().double(), norm.running_var, rtol=1e-5, atol=1e-6)
+
+
+@on_every_place
+def test_evaluation_changes_no_statistics(backend: str, device: str) -> None:
+    leaves, _ = case((2, 5, 3, 4))
+    x, weight, bias, residual = (part.to(device) for part in leaves)
+    statistics = [part.to(device) for part in kept(5)]
+    number = torch.tensor(7, device=device)
+    batch_norm_act(
+        x, weight, bias, *statistics,
+        training=False, residual=residual, num_batches_tracked=number, backend=backend,
+    )  # fmt: skip
+    assert int(number) == 7
+    assert all(torch.equal(part.cpu(), before) for part, before in zip(statistics, kept(5), strict=True))
+
+
+@on_every_place
+def test_any_layout_and_the_same_bits_twice(backend: str, device: str) -> None:
+    leaves, gs = case((2, 6, 5, 4))
+    function = fused(backend, activation="silu")
+    expected, again = (run(function, leaves, gs, device) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+    plain = [x.contiguous() for x in leaves]
+    for others in (plain, [spread(x) for x in leaves], [plain[0], *leaves[1:]]):
+        for g in (gs[0], gs[0].contiguous(), spread(gs[0])):
+            found = run(function, others, [g], device)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    one = torch.ones(()).expand(2, 6, 5, 4)
+    ones = run(function, leaves, [one], device)
+    torch.testing.assert_close(ones, run(function, leaves, [one.contiguous()], device), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck(training: bool) -> None:
+    leaves = [x.double().requires_grad_() for x in case((2, 3, 2, 3))[0]]
+    assert torch.autograd.gradcheck(fused("auto", activation="silu", training=training), leaves)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@with_triton
+def test_opcheck(training: bool, backend: str, device: str) -> None:
+    leaves, gs = case((2, 3, 2, 4), torch.bfloat16)
+    x, weight, bias, residual = (part.to(device) for part in leaves)
+    mean, variance = (part.to(device) for part in kept(3))
+    number = torch.tensor(0, device=device)
+    for counted in (number, None):
+        torch.library.opcheck(operators.triton_batch_statistics, (x, mean, variance, counted, 0.1))
+    fixed = (x, weight, bias, mean, variance)
+    torch.library.opcheck(
+        operators.triton_batch_norm_act_backward, (*fixed, gs[0].to(device), EPS, "silu", training)
+    )
+    x, weight, bias, residual = (part.requires_grad_() for part in (x, weight, bias, residual))
+    for added in (residual, None):
+        arguments = (x, weight, bias, mean, variance, added, EPS, "relu", training)
+        torch.library.opcheck(operators.triton_batch_norm_act, arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@on_every_place
+def test_compiles_into_one_graph(training: bool, backend: str, device: str) -> None:
+    def network(*leaves: Tensor) -> Tensor:
+        x, *others = leaves
+        return fused(backend, activation="silu", training=training)(x * 2, *others).tanh()
+
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (2, 3):
+        leaves, gs = case((batch, 5, 3, 4))
+        found, expected = (run(function, leaves, gs, device) for function in (compiled, network))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@with_triton
+def test_a_compiled_step_changes_the_statistics(backend: str, device: str) -> None:
+    (x, weight, bias, _), _ = case((2, 5, 3, 4))
+    results = []
+    for wrap in (lambda f: f, partial(torch.compile, fullgraph=True, backend="aot_eager")):
+        statistics = [part.to(device, copy=True) for part in kept(5)]
+        number = torch.tensor(0, device=device)
+
+        def step(x: Tensor, statistics: list[Tensor] = statistics, number: Tensor = number) -> Tensor:
+            return batch_norm_act(
+                x, weight.to(device), bias.to(device), *statistics,
+                training=True, num_batches_tracked=number, backend=backend,
+            )  # fmt: skip
+
+        out = wrap(step)(x.to(device))
+        results.append([out, *statistics, number])
+    assert not torch.equal(results[1][1].cpu(), kept(5)[0])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@on_every_place
+def test_autocast_changes_no_bit_and_the_type_is_that_of_x(backend: str, device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves, gs = case((2, 5, 3, 4), dtype)
+
+        def autocast(*x: Tensor) -> Tensor:
+            with torch.autocast(device, dtype=torch.bfloat16):
+                return fused(backend, activation="silu")(*x)
+
+        found = run(autocast, leaves, gs, device)
+        assert found[0].dtype == dtype
+        expected = run(fused(backend, activation="silu"), leaves, gs, device)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@with_triton
+def test_little_is_saved_and_the_rest_is_refused(backend: str, device: str) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return x
+
+    leaves = [x.to(device).requires_grad_() for x in case((2, 3, 2, 4))[0]]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = fused(backend, activation="silu")(*leaves)
+    assert shapes == [(2, 3, 2, 4), (3,), (3,), (3,), (3,)]
+    (gradient,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(BackendError, match=r"second derivative.*'torch'"):
+        torch.autograd.grad(gradient.sum(), leaves[0])
+    for training in (True, False):
+        function = fused(backend, training=training)
+        with pytest.raises(BackendError, match=r"vmap.*'torch'"):
+            torch.vmap(function, (0, None, None))(leaves[0].detach()[:, None], *leaves[1:3])
+
+
+def test_the_plain_form_takes_vmap() -> None:
+    x, weight, bias, residual = case((2, 3, 2, 4))[0]
+    function = fused("auto", activation="silu", training=False)
+    found = torch.vmap(function, (0, None, None, 0))(x[:, None], weight, bias, residual[:, None])
+    torch.testing.assert_close(found[:, 0], function(x, weight, bias, residual))
+
+
+def test_exported_graphs_hold_standard_operators() -> None:
+    class Block(torch.nn.Module):
+        def forward(self, *leaves: Tensor) -> Tensor:
+            return fused("auto", activation="silu", training=False)(*leaves)
+
+    leaves = tuple(case((2, 5, 3, 4))[0])
+    program = torch.export.export(Block(), leaves)
+    assert "rwkvseg" not in str(program.graph)
+    torch.testing.assert_close(program.module()(*leaves), Block()(*leaves))
+
+
+@pytest.mark.skipif(not triton_is_installed(), reason="the package triton is not installed")
+@pytest.mark.parametrize("change", ["nothing", "layout", "residual", "float64", "weight", "statistics"])
+def test_what_runs_on_a_gpu(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    module = "rwkvseg.ops.fused.batch_norm"
+    monkeypatch.setattr(f"{module}.naive_batch_norm_act", lambda *_, **__: seen.append("torch"))
+    monkeypatch.setattr(f"{module}.triton_batch_norm_act", lambda *_: seen.append("triton"))
+    monkeypatch.setattr(f"{module}.triton_batch_statistics", lambda *_: (None, None))
+    monkeypatch.setattr("rwkvseg.ops.backends._C_COMPILER", "cc")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=9))
+    with FakeTensorMode():
+        dtype = torch.float64 if change == "float64" else torch.float32
+        maps = [torch.empty(2, 8, 8, 8, device="cuda", dtype=dtype) for _ in range(2)]
+        x = maps[0] if change == "layout" else maps[0].permute(0, 3, 1, 2)
+        residual = maps[1] if change == "residual" else maps[1].permute(0, 3, 1, 2)
+        vectors: list[Any] = [torch.empty(8, device="cuda", dtype=dtype) for _ in range(4)]
+        if change == "weight":
+            vectors[0] = None
+        if change == "statistics":
+            vectors[2:] = None, None
+        batch_norm_act(x, *vectors, training=True, residual=residual)
+    assert seen == ["triton" if change == "nothing" else "torch"]
+
+
+@on_every_place
+def test_a_single_pixel_is_refused_by_torch(backend: str, device: str) -> None:
+    x, ones = torch.zeros(1, 3, 1, 1, device=device), torch.ones(3, device=device)
+    vectors = (ones, ones, torch.zeros_like(ones), ones.clone())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm_act(x, *vectors, training=True, backend=backend)
+    assert batch_norm_act(x, *vectors, training=False, backend=backend).shape == x.shape
+
+
+@with_triton
+def test_what_triton_does_not_take_is_refused(backend: str, device: str) -> None:
+    x, ones = torch.zeros(1, 3, 2, 2, device=device), torch.ones(3, device=device)
+    twice = torch.ones(6, device=device)[::2]
+    for vectors in ((None, ones, ones, ones), (ones, ones, None, None), (ones, ones, twice, ones)):
+        with pytest.raises(UsageError, match="'auto'"):
+            batch_norm_act(x, *vectors, training=True, backend=backend)
+    double = [part.double() for part in (x, ones, ones, ones, ones)]
+    with pytest.raises(BackendError, match="float64"):
+        batch_norm_act(*double, training=True, backend=backend)
+
+
+def test_without_weights_or_statistics_it_is_torchs() -> None:
+    x = random(2, 3, 4, 5, seed=1)
+    found = batch_norm_act(x, None, None, None, None, training=True, activation="relu")
+    torch.testing.assert_close(found, F.relu(F.batch_norm(x, None, None, training=True)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"x": torch.zeros(3, 2, 2)}, r"\(3, 2, 2\)"),
+        ({"x": torch.zeros(1, 3, 0, 2)}, r"\(1, 3, 0, 2\)"),
+        ({"weight": torch.zeros(2)}, r"weight.*\(2,\).*3 channels"),
+        ({"running_var": torch.zeros(1, 3)}, r"running_var.*\(1, 3\)"),
+        ({"residual": torch.zeros(1, 3, 2, 1)}, r"residual.*\(1, 3, 2, 1\) and x \(1, 3, 2, 2\)"),
+    ],
+)
+def test_shapes_are_checked(changes: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(ShapeError, match=says):
+        batch_norm_act(**(arguments() | changes), training=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"x": torch.zeros(1, 3, 2, 2, dtype=torch.long)}, r"x torch\.int64"),
+        ({"bias": torch.zeros(3, device="meta")}, "bias torch.float32 on meta"),
+        ({"bias": torch.zeros(3, dtype=torch.bfloat16)}, "one floating dtype"),
+        ({"residual": torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)}, "one floating dtype"),
+        ({"activation": "gelu"}, "'gelu'.*'identity', 'relu', 'silu'"),
+    ],
+)
+def test_kinds_are_checked(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        batch_norm_act(**(arguments() | changes), training=True)
+    with pytest.raises(BackendError, match="'torch', 'triton'"):
+        batch_norm_act(**arguments(), training=True, backend="fast")
+
+
+def arguments() -> dict[str, Any]:
+    vectors = {name: torch.ones(3) for name in ("weight", "bias", "running_mean", "running_var")}
+    return {"x": torch.zeros(1, 3, 2, 2), **vectors}

@@ -115,7 +115,7 @@ def batch_norm_act(
 
 
 def _choose(backend: str, maps: list[Tensor], given: list[Tensor], *, complete: bool) -> str:
-    laid_out = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+    laid_out = all(x.permute(0, 2, 3, 1).is_contiguous() for x in maps)  # which vmap can tell, too
     if backend == "auto" and not (complete and laid_out):
         return "torch"
     chosen = choose_backend(backend, [*maps, *given], available=("torch", "triton"), fallback="torch")
