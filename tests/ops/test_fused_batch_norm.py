@@ -60,6 +60,12 @@ def case(
     return [maps[0], *vectors, *maps[1:]], [laid_out(random(*shape, seed=5, dtype=dtype))]
 
 
+def off_the_corner(leaves: list[Tensor], gs: list[Tensor], training: bool) -> list[Tensor]:
+    """Gradients of the result, zero where ReLU's own hangs on rounding."""
+    z = definition(training=training)(*(part.double() for part in leaves[:3]))
+    return [g * (z.abs() > 1e-4) for g in gs]
+
+
 def kept(channels: int) -> tuple[Tensor, Tensor]:
     """Running mean and variance."""
     return torch.linspace(-1, 1, channels), torch.linspace(0.5, 2, channels)
@@ -107,6 +113,7 @@ def test_values_and_gradients(
     options = {"activation": activation, "training": training}
     for shape in SHAPES:
         leaves, gs = case(shape, residual=residual)
+        gs = off_the_corner(leaves, gs, training)
         found = run(fused(backend, **options), leaves, gs, device)
         truth = exact(definition(**options), leaves, gs)
         allowed = errors(run(definition(**options), leaves, gs, "cpu"), truth)
@@ -136,6 +143,7 @@ def test_any_shape(
 ) -> None:
     options = {"activation": activation, "training": training}
     leaves, gs = case(shape, residual=residual)
+    gs = off_the_corner(leaves, gs, training)
     truth = exact(definition(**options), leaves, gs)
     allowed = errors(run(definition(**options), leaves, gs, "cpu"), truth)
     ours = errors(run(fused(backend, **options), leaves, gs, device), truth)

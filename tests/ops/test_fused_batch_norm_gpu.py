@@ -70,7 +70,10 @@ def test_it_is_as_good_as_torch_at_the_networks_shapes(
     for shape in SHAPES:
         for residual in (True, False):
             tensors, g = case(shape, dtype, residual)
-            truth = step("torch", [part.double() for part in tensors], g, **options)
+            wide = [part.double() for part in tensors]
+            z = step("torch", wide[:3], g, training=training, eps=1e-6)[0]
+            g = g * (z.abs() > 1e-3)  # on which side of ReLU's corner rounding puts a number is no fault
+            truth = step("torch", wide, g, **options)
             plain, found = (step(backend, tensors, g, **options) for backend in ("torch", "triton"))
             for index, (a, b, e) in enumerate(zip(found, plain, truth, strict=True)):
                 size = max(float(e.double().abs().max()), 1.0)

@@ -22,6 +22,7 @@ from rwkvseg.ops.fused.triton_lines import (
     load_tile,
     of_channels,
     rows_of_tile,
+    sigmoid,
     strip_of_program,
     taken_at_once,
     tile_at,
@@ -137,7 +138,7 @@ def batch_norm_act_kernel(
         if ACTIVATION == "relu":
             z = tl.where(z < 0, 0.0, z)  # NaN stays
         elif ACTIVATION == "silu":
-            z *= tl.sigmoid(z)
+            z *= sigmoid(z)
         if p_residual is not None:
             z += residual
         tl.store(p_y + at, z, mask=there)

@@ -22,6 +22,7 @@ from rwkvseg.ops.fused.triton_lines import (
     load_tile,
     of_channels,
     rows_of_tile,
+    sigmoid,
     strip_of_program,
     taken_at_once,
     tile_at,
@@ -36,7 +37,7 @@ def _through_activation(x, g, mean, scale, bias, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         g = tl.where(z <= 0, 0.0, g)
     elif ACTIVATION == "silu":
-        share = tl.sigmoid(z)
+        share = sigmoid(z)
         g *= share * (1 + z * (1 - share))
     return centred, g
 
