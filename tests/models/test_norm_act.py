@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rwkvseg.models import blocks, create_model
 from rwkvseg.models.blocks import ConvNormAct, norm_act
 from rwkvseg.models.rwkv_unet import PerceptionBlock
+from rwkvseg.ops.backends import triton_is_installed
 from rwkvseg.training.cuda_graphs import graphed
 
 Calls = list[dict[str, Any]]
@@ -175,3 +177,22 @@ def test_a_networks_step_is_the_same_on_a_gpu(
     assert (gradient - wanted).norm() <= tolerance * wanted.norm()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not triton_is_installed(), reason="the package triton is not installed")
+@pytest.mark.parametrize("fused", [True, False])
+def test_it_is_one_operator_of_a_compiled_graph(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", fused)
+    monkeypatch.setattr("rwkvseg.ops.backends.why_not_triton", lambda *_: None)
+    seen: list[str] = []
+
+    def keep(graph: Any, example_inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    device = "cuda" if fused else "cpu"  # torch's own norm asks a GPU, even a pretended one
+    with FakeTensorMode():
+        x = torch.empty(2, 6, 7, 5, device=device).permute(0, 3, 1, 2)
+        norm, activation = nn.BatchNorm2d(5, device=device).requires_grad_(False), nn.SiLU()
+        torch.compile(norm_act, fullgraph=True, backend=keep)(x, norm, activation, x)
+    assert any("rwkvseg" in target for target in seen) == fused, seen
