@@ -45,8 +45,7 @@ def batch_sums_kernel(
     """x: (lines, L). parts: means, sums of squared deviations (2, num_parts, C)."""
     j, line, end = strip_of_program(lines, L, strip, COLS)
     p_part = p_parts + line // strip * L + j
-    mean, squares = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
-    seen = 0.0  # numbers in each place
+    mean, squares, seen = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32), 0.0
     while line + UNROLL * ROWS <= end:
         at, there = tile_at(line, end, j, L, ROWS)
         xs = (load_tile(p_x, at, there),)
