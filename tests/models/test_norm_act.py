@@ -146,37 +146,37 @@ def test_frozen_parts_keep_their_statistics(calls: Calls) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, block.buffers(), strict=True))
 
 
+def step_on_a_gpu(network: nn.Module, autocast: torch.dtype | None, recorded: bool) -> tuple[Tensor, ...]:
+    """Logits, gradient of all weights as one vector, running statistics as one vector."""
+    twin = copy.deepcopy(network)
+    x = images(4, 3, 96, 80).cuda().contiguous(memory_format=torch.channels_last)
+    call: Any = graphed(twin, (x,), autocast=autocast) if recorded else twin
+    with torch.autocast("cuda", autocast, autocast is not None):
+        logits = call(x).float()
+    gradients = torch.autograd.grad(logits.square().mean(), list(twin.parameters()), allow_unused=True)
+    parts = [part.flatten() for part in gradients if part is not None]
+    return logits.detach(), torch.cat(parts), torch.cat([part.float().flatten() for part in twin.buffers()])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "launched one by one"])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
-def test_a_networks_step_is_the_same_on_a_gpu(
-    autocast: torch.dtype | None, recorded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_networks_step_is_the_same_on_a_gpu(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = create_model("rwkv_unet_tiny", in_channels=3, num_classes=2, drop_path_rate=0.0)
     network = network.cuda().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = images(4, 3, 96, 80).cuda().contiguous(memory_format=torch.channels_last)
-    results = []
     with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-        for fused in (False, True):
-            monkeypatch.setattr(blocks, "FUSED_NORM_ACT", fused)
-            twin = copy.deepcopy(network)
-            call: Any = graphed(twin, (x,), autocast=autocast) if recorded else twin
-            with torch.autocast("cuda", autocast, autocast is not None):
-                logits = call(x)
-            loss = logits.float().square().mean()
-            weights = list(twin.parameters())
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            parts = torch.cat([part.flatten() for part in gradients if part is not None])
-            results.append((logits.detach().float(), parts, dict(twin.named_buffers())))
-    (plain, wanted, theirs), (found, gradient, ours) = results
-    tolerance = 1e-3 if autocast is None else 5e-2
-    assert (found - plain).norm() <= tolerance * plain.norm()
-    assert (gradient - wanted).norm() <= tolerance * wanted.norm()
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance)
+        truth = step_on_a_gpu(network, None, False)
+        plain = step_on_a_gpu(network, torch.bfloat16, recorded)
+        monkeypatch.setattr(blocks, "FUSED_NORM_ACT", True)
+        found = step_on_a_gpu(network, None, recorded)
+        mixed = step_on_a_gpu(network, torch.bfloat16, recorded)
+    assert not torch.equal(plain[0], mixed[0]), "the switch does nothing"
+    for wanted, exact, theirs, ours in zip(truth, found, plain, mixed, strict=True):
+        assert (exact - wanted).norm() <= 1e-3 * wanted.norm()
+        # 16 bits are far from float32 in a network not yet trained, so the measure is what they cost anyway
+        assert (ours - wanted).norm() <= 1.5 * (theirs - wanted).norm() + 1e-3 * wanted.norm()
 
 
 @pytest.mark.skipif(not triton_is_installed(), reason="the package triton is not installed")
