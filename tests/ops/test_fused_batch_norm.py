@@ -446,6 +446,12 @@ def test_kinds_are_checked(changes: dict[str, Any], says: str) -> None:
         batch_norm_act(**arguments(), training=True, backend="fast")
 
 
+def test_weight_and_bias_have_one_type() -> None:
+    x = torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match=r"weight torch\.float32, bias torch\.bfloat16"):
+        batch_norm_act(**(arguments() | {"x": x, "bias": torch.ones(3).bfloat16()}), training=True)
+
+
 def arguments() -> dict[str, Any]:
     vectors = {name: torch.ones(3) for name in ("weight", "bias", "running_mean", "running_var")}
     return {"x": torch.zeros(1, 3, 2, 2), **vectors}

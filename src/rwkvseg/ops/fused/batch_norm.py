@@ -116,16 +116,22 @@ def batch_norm_act(
 
 
 def _choose(backend: str, maps: list[Tensor], given: list[Tensor], *, complete: bool) -> str:
-    laid_out = all(x.permute(0, 2, 3, 1).is_contiguous() for x in maps)  # which vmap can tell, too
-    if backend == "auto" and not (complete and laid_out):
+    if backend == "auto" and not complete:
         return "torch"
     chosen = choose_backend(backend, [*maps, *given], available=("torch", "triton"), fallback="torch")
+    # asked last, since an exported graph is for all sizes
+    if backend == "auto" and chosen == "triton" and not all(_is_channels_last(x) for x in maps):
+        return "torch"
     if chosen == "triton" and not complete:
         raise UsageError(
             "weight, bias, running_mean or running_var is None, or a running one is not contiguous, which "
             "backend 'triton' does not take. Give all of them, or use 'auto'"
         )
     return chosen
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.permute(0, 2, 3, 1).is_contiguous()  # of a view: vmap answers no other question
 
 
 def _check(x: Tensor, tensors: dict[str, Tensor | None], residual: Tensor | None, activation: str) -> None:
@@ -145,7 +151,8 @@ def _check(x: Tensor, tensors: dict[str, Tensor | None], residual: Tensor | None
     beside = {} if residual is None else {"residual": residual}
     check_floating(x=x, **beside, **given)
     allowed = (x.dtype, torch.float32) if x.dtype.itemsize == 2 else (x.dtype,)
-    wrong = [name for name, part in given.items() if part.dtype not in allowed]
-    if wrong or any(part.dtype != x.dtype for part in beside.values()):
+    wrong = any(part.dtype not in allowed for part in given.values())
+    apart = len({given[name].dtype for name in ("weight", "bias") if name in given}) == 2
+    if wrong or apart or any(part.dtype != x.dtype for part in beside.values()):
         found = ", ".join(f"{name} {part.dtype}" for name, part in {"x": x, **beside, **given}.items())
         raise UsageError(f"got {found}; give one floating dtype, or float32 beside a 16-bit x and residual")
