@@ -28,6 +28,9 @@ from rwkvseg.ops.fused.triton_lines import (
     tile_at,
 )
 
+LOADS_OF_SUMS = 4  # of 16 bytes, which a thread has under way at a time
+LOADS = 2  # of each map
+
 
 @triton.jit
 def _merged(counts, mean, squares):
@@ -149,15 +152,15 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance (C,) of x (B, C, H, W) in float32; the running ones and `batches` change in place."""
     x = channels_last(x)
-    unroll, rows = 4, rows_of_tile(x)
-    grid = grid_of(x, rows * unroll, PROGRAMS_OF_SUMS)
+    rows = rows_of_tile(x)
+    grid = grid_of(x, rows * LOADS_OF_SUMS, PROGRAMS_OF_SUMS)
     channels = x.shape[1]
     parts = empty_parts(x, grid)
     mean, variance = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
     with torch.cuda.device_of(x):
         batch_sums_kernel[(grid.programs,)](
             x, parts, **grid.arguments, num_parts=grid.parts,
-            ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=rows, COLS=COLS, UNROLL=LOADS_OF_SUMS, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
         taken = taken_at_once(channels)
         batch_statistics_kernel[(triton.cdiv(channels, taken["CHANNELS"]),)](
@@ -173,7 +176,7 @@ def forward(
     """x, residual: (B, C, H, W); parameters: mean, variance, weight, bias (C,) -> as x, channels-last."""
     x = channels_last(x)
     y = torch.empty_like(x, memory_format=torch.channels_last)
-    rows = 2 * rows_of_tile(x)
+    rows = LOADS * rows_of_tile(x)
     grid = grid_of(x, rows, PROGRAMS)
     with torch.cuda.device_of(x):
         batch_norm_act_kernel[(grid.programs,)](

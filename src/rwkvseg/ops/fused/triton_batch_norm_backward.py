@@ -28,6 +28,8 @@ from rwkvseg.ops.fused.triton_lines import (
     tile_at,
 )
 
+LOADS = 2  # of each map and 16 bytes, which a thread has under way at a time
+
 
 @triton.jit
 def _through_activation(x, g, mean, scale, bias, ACTIVATION: tl.constexpr):
@@ -115,22 +117,22 @@ def backward(
     x, g = channels_last(x), channels_last(g)
     parameters = [part.contiguous() for part in parameters]
     gx = torch.empty_like(x, memory_format=torch.channels_last)
-    unroll, rows = 2, rows_of_tile(x)
-    grid = grid_of(x, rows * unroll, PROGRAMS_OF_SUMS)
+    rows = rows_of_tile(x)
+    grid = grid_of(x, rows * LOADS, PROGRAMS_OF_SUMS)
     parts, sums = empty_parts(x, grid), torch.empty((2, x.shape[1]), dtype=torch.float32, device=x.device)
     taken = taken_at_once(x.shape[1])
     with torch.cuda.device_of(x):
         batch_norm_act_sums_kernel[(grid.programs,)](
             x, g, *parameters, None if of_x else gx, parts, **grid.arguments, num_parts=grid.parts, eps=eps,
-            ACTIVATION=activation, ROWS=rows, COLS=COLS, UNROLL=unroll, num_warps=WARPS, maxnreg=REGISTERS,
+            ACTIVATION=activation, ROWS=rows, COLS=COLS, UNROLL=LOADS, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
         sum_parts_kernel[(triton.cdiv(x.shape[1], taken["CHANNELS"]), 2)](
             parts, sums, x.shape[1], grid.parts, **taken, num_warps=WARPS
         )
         if of_x:
-            grid = grid_of(x, rows * unroll, PROGRAMS)
+            grid = grid_of(x, rows * LOADS, PROGRAMS)
             batch_norm_act_gradient_kernel[(grid.programs,)](
                 x, g, *parameters, sums, gx, **grid.arguments, eps=eps,
-                ACTIVATION=activation, ROWS=rows * unroll, COLS=COLS, num_warps=WARPS, maxnreg=REGISTERS,
+                ACTIVATION=activation, ROWS=rows * LOADS, COLS=COLS, num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
     return gx, sums
