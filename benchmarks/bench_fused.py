@@ -3,8 +3,9 @@
     python benchmarks/bench_fused.py [--compile] [--cold] [--repeats 100] [--only gated,residual]
 
 Operators on maps are timed at the sizes of RWKV-UNet base at 224, batch 24, their convolutions at those of
-tiny at 256, batch 32; those on volumes at the sizes of U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A
-convolution computes more than it moves: its share says little.
+tiny at 256, batch 32, batch norm with its activation at those of base at 256, batch 32; those on volumes at
+the sizes of U-RWKV (3D) tiny at 48 x 64 x 48, batch 8. A convolution computes more than it moves: its share
+says little.
 
 Prints microseconds (medians) of the forward and the backward pass, the bytes that the pass cannot avoid (each
 map read or written once), and which share of the time those bytes need at the speed of a copy measured in the
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.ops import (
+    batch_norm_act,
     depthwise_conv2d,
     depthwise_conv3d,
     gated_layer_norm,
@@ -32,7 +34,11 @@ from rwkvseg.ops import (
 
 SHAPES = [(24, 28, 28, 576), (24, 14, 14, 960)]  # (B, H, W, C)
 ODD = ((2, 13, 9, 70), (3, 1, 7, 33), (2, 28, 28, 576), (2, 14, 14, 960))
+NORM_SHAPES = [(32, 128, 128, 96), (32, 64, 64, 180), (32, 32, 32, 576), (32, 16, 16, 960)]
 OWN_SHAPES = {  # (B, H, W, C) or (B, D, H, W, C)
+    "batch norm relu": [(32, 256, 256, 3), (32, 128, 128, 240), *NORM_SHAPES],
+    "batch norm silu": NORM_SHAPES,
+    "batch norm silu add": NORM_SHAPES,
     "map depthwise 9": [(32, 128, 128, 64), (32, 64, 64, 96), (32, 32, 32, 192), (32, 16, 16, 160)],
     "map depthwise 5": [(32, 128, 128, 64), (32, 32, 32, 288)],
     "volume shift 3": [(8, 12, 16, 12, 48), (8, 6, 8, 6, 120)],
@@ -40,12 +46,15 @@ OWN_SHAPES = {  # (B, H, W, C) or (B, D, H, W, C)
     "depthwise 5": [(8, 24, 32, 24, 64), (8, 6, 8, 6, 240)],
 }
 ODD_VOLUMES = ((2, 5, 3, 7, 34), (1, 1, 9, 2, 13), (2, 12, 16, 12, 48))
-# maps that a pass must read or write, forward and backward
+# maps that a pass must read or write, forward and backward; batch norm reads its own twice, first for sums
 MAPS = {
     "shift 3": (4, 5),
     "shift 2": (3, 4),
     "gated": (3, 5),
     "residual": (3, 3),
+    "batch norm relu": (3, 5),
+    "batch norm silu": (3, 5),
+    "batch norm silu add": (4, 5),
     "volume shift 3": (4, 5),
     "map depthwise 9": (2, 3),
     "map depthwise 5": (2, 3),
@@ -88,11 +97,26 @@ def map_depthwise(x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, ...]
     return (depthwise_conv2d(x, weight, backend=backend),)
 
 
+def norm_act(*x: Tensor, activation: str, statistics: dict[torch.dtype, list[Tensor]], backend: str) -> Any:
+    x, weight, bias, *residual = x
+    options = {"activation": activation, "residual": residual[0] if residual else None, "backend": backend}
+    return (batch_norm_act(x, weight, bias, *statistics[weight.dtype], training=True, **options),)
+
+
 def build(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
     maps = [torch.randn(shape, device="cuda", dtype=dtype) for _ in range(5)]
     vectors = [torch.rand(shape[-1], device="cuda") for _ in range(3)]
-    if name.startswith("map"):
+    if name.startswith("batch norm"):
+        maps = [x.permute(0, 3, 1, 2) for x in maps[:3]]
+        both = (torch.float32, torch.float64)
+        statistics = {kind: [torch.ones(shape[-1], device="cuda", dtype=kind) for _ in "mv"] for kind in both}
+        operator = partial(norm_act, activation=name.split()[2], statistics=statistics)
+        leaves = [maps[0], *vectors[:2], *(maps[1:2] if name.endswith("add") else [])]
+        wide = [part.double() for part in leaves[:3]]
+        z = norm_act(*wide, activation="identity", statistics=statistics, backend="torch")[0]
+        gs = [maps[2] * (z.abs() > 1e-3)]  # on which side of ReLU's corner rounding puts a number is no fault
+    elif name.startswith("map"):
         maps = [x.permute(0, 3, 1, 2) for x in maps[:2]]
         kernel = torch.randn(shape[-1], 1, *[int(name[-1])] * 2, device="cuda")
         leaves, gs, operator = [maps[0], kernel], maps[1:], map_depthwise

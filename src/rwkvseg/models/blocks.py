@@ -4,16 +4,22 @@ Every part keeps the memory format it is given: on channels-last maps no step co
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.ops import depthwise_conv2d, residual_layer_norm
+from rwkvseg.ops import batch_norm_act, depthwise_conv2d, residual_layer_norm
 from rwkvseg.ops.backends import is_exporting
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
+
+FUSED_NORM_ACT = False
+"""Whether `ConvNormAct` runs norm, activation and residual as one operator on GPUs: not measured yet."""
+
+_FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.SiLU: "silu"}
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -25,7 +31,10 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm, activation; odd kernels keep the size at stride 1."""
+    """Convolution without bias, batch norm, activation; odd kernels keep the size at stride 1.
+
+    What it is given as `residual` is added to the result.
+    """
 
     def __init__(
         self,
@@ -45,12 +54,37 @@ class ConvNormAct(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, eps=EPS)
         self.activation = activation()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         # elsewhere the module itself, which tools that count operations know
         x = depthwise_conv2d(x, self.conv.weight) if self.depthwise and x.is_cuda else self.conv(x)
-        x = self.activation(self.norm(x))
-        return x
+        return norm_act(x, self.norm, self.activation, residual)
+
+
+def norm_act(x: Tensor, norm: nn.Module, activation: nn.Module, residual: Tensor | None = None) -> Tensor:
+    """Return activation(norm(x)), added to `residual` if there is one. x: (B, C, H, W) -> same."""
+    if FUSED_NORM_ACT and x.is_cuda and (residual is None or residual.dtype == x.dtype):
+        name = _FUSED_ACTIVATIONS.get(type(activation))
+        if name is not None and _is_plain(norm) and not _is_watched(norm, activation):
+            return batch_norm_act(
+                x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                training=norm.training, momentum=norm.momentum or 0.0, eps=norm.eps, activation=name,
+                residual=residual, num_batches_tracked=norm.num_batches_tracked,
+            )  # fmt: skip
+    y: Tensor = activation(norm(x))
+    return y if residual is None else residual + y
+
+
+def _is_plain(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    # no other class: that for several GPUs computes something else
+    if type(norm) is not nn.BatchNorm2d:
+        return False
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in modules for kind in kinds)
 
 
 class SqueezeExcite(nn.Module):

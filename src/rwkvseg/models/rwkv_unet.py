@@ -70,9 +70,15 @@ class PerceptionBlock(nn.Module):
         inner: Tensor = self.expand(self.norm(x))
         if self.mixer is not None and self.mixer_norm is not None:
             inner = add_normed(inner, self.mixer(inner), self.mixer_norm, self.drop_path)
-        local = self.squeeze_excite(self.local(inner))
-        projected: Tensor = self.project(inner + local if self.residual else local)
+        projected: Tensor = self.project(self._mix_locally(inner))
         return x + self.drop_path(projected) if self.residual else projected
+
+    def _mix_locally(self, inner: Tensor) -> Tensor:
+        if isinstance(self.squeeze_excite, nn.Identity):  # inner + local as one step with norm and activation
+            added: Tensor = self.local(inner, residual=inner if self.residual else None)
+            return added
+        local: Tensor = self.squeeze_excite(self.local(inner))
+        return inner + local if self.residual else local
 
 
 class Encoder(nn.Module):

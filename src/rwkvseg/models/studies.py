@@ -76,8 +76,7 @@ class StudyBlock(nn.Module):
         inner = self._add(inner, self.mixer, self.mixer_norm)
         inner = self._add(inner, self.channel_mix, self.channel_mix_norm)
         if self.local is not None:
-            local: Tensor = self.local(inner)
-            inner = inner + local if self.residual else local
+            inner = self.local(inner, residual=inner if self.residual else None)
         projected: Tensor = self.project(inner)
         if not self.residual:
             return projected

@@ -1,6 +1,7 @@
 """Floor 0: tensors in, tensors out; imports torch only."""
 
 from rwkvseg.ops.fused import (
+    batch_norm_act,
     depthwise_conv2d,
     depthwise_conv3d,
     gated_layer_norm,
@@ -14,6 +15,7 @@ from rwkvseg.ops.wkv import available_backends, bi_wkv, naive_bi_wkv
 
 __all__ = [
     "available_backends",
+    "batch_norm_act",
     "bi_wkv",
     "depthwise_conv2d",
     "depthwise_conv3d",

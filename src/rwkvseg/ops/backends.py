@@ -130,16 +130,22 @@ def refuse_transforms(forward: Any, backward: Any, *, name: str, backend: str, i
         instead: The backend that can do both.
     """
 
-    def refuse_vmap(*args: Any) -> NoReturn:
-        raise BackendError(
-            f"backend {backend!r} of {name} does not run under vmap; use backend={instead!r} there"
-        )
-
     def refuse_second_derivative(ctx: Any, *gradients: Any) -> NoReturn:
         raise BackendError(
             f"backend {backend!r} of {name} has no second derivative; use backend={instead!r} for it"
         )
 
-    forward.register_vmap(refuse_vmap)
-    backward.register_vmap(refuse_vmap)
+    for operator in (forward, backward):
+        refuse_vmap(operator, name=name, backend=backend, instead=instead)
     backward.register_autograd(refuse_second_derivative)
+
+
+def refuse_vmap(operator: Any, *, name: str, backend: str, instead: str) -> None:
+    """Make a custom operator of torch refuse vmap; see `refuse_transforms` for the arguments."""
+
+    def refuse(*args: Any) -> NoReturn:
+        raise BackendError(
+            f"backend {backend!r} of {name} does not run under vmap; use backend={instead!r} there"
+        )
+
+    operator.register_vmap(refuse)

@@ -4,6 +4,7 @@ depthwise.py, shift*.py and *norm.py hold the definitions, which are also the pl
 torch's own operators are the best there is. operators.py registers the Triton forms.
 """
 
+from rwkvseg.ops.fused.batch_norm import batch_norm_act
 from rwkvseg.ops.fused.depthwise import depthwise_conv2d, depthwise_conv3d
 from rwkvseg.ops.fused.instance_norm import instance_norm
 from rwkvseg.ops.fused.norm import gated_layer_norm, residual_layer_norm
@@ -11,6 +12,7 @@ from rwkvseg.ops.fused.shift import shift_and_mix
 from rwkvseg.ops.fused.shift3d import spatial_shift_and_mix
 
 __all__ = [
+    "batch_norm_act",
     "depthwise_conv2d",
     "depthwise_conv3d",
     "gated_layer_norm",
