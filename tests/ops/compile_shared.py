@@ -13,20 +13,20 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from rwkvseg.ops.wkv import tiled
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-HALF = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
+TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling) -> bytes:
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str) -> bytes:
     sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in sizes:
             signature[name] = "constexpr"
-        elif name == "T":
+        elif name in ("T", "pause", "processors"):
             signature[name] = "i32"
         else:
-            kind = "i32" if name == "p_unfit" else "bf16" if name in HALF else "fp32"
+            kind = "i32" if name == "p_unfit" else dtype if name in TOKENS else "fp32"
             signature[name] = f"*{kind}"
             attributes[(i,)] = [["tt.divisibility", 16]]
     constants = {(i,): sizes[name] for i, name in enumerate(kernel.arg_names) if name in sizes}
@@ -37,15 +37,16 @@ def compiled(kernel: Any, tile: tiled.Tiling) -> bytes:
 
 
 def main() -> None:
-    for name in ("fwd", "bwd"):
-        for num_tokens in (784, 1024):
-            tile = tiled.shared_tile(num_tokens, backward=name == "bwd")
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                file.write(compiled(tiled.shared_kernel(name), tile))
-                file.flush()
-                command = [BINARIES / "cuobjdump", "-sass", file.name]
-                code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            print(name, num_tokens, len(re.findall(r"\b(STL|LDL)\b", code)))
+    cases = [(name, t, "bf16") for name in ("fwd", "bwd") for t in (784, 1024)]
+    for name, num_tokens, dtype in [*cases, ("fwd", 784, "fp32"), ("bwd", 512, "fp32")]:
+        itemsize = 4 if dtype == "fp32" else 2
+        tile = tiled.shared_tile(num_tokens, itemsize, backward=name == "bwd")
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled(tiled.shared_kernel(name), tile, dtype))
+            file.flush()
+            command = [BINARIES / "cuobjdump", "-sass", file.name]
+            code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        print(name, num_tokens, dtype, len(re.findall(r"\b(STL|LDL)\b", code)))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,11 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 def _language() -> ModuleType:
     layouts = {name: lambda *_: None for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout")}
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
-    instructions = {"rcp.approx.ftz.f32 $0, $1;": torch.reciprocal}
+    instructions = {
+        "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
+        "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
+        "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
+    }
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(
         **layouts,

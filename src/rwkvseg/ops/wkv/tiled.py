@@ -17,9 +17,11 @@ from rwkvseg.ops.backends import refuse_transforms
 # terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
 LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
 JOINED = 64  # spans up to which every program joins their states itself
-SHARED_MEMORY = False  # whether tiles that are whole may stay in shared memory between the passes
+SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on
 SHARED_VERSIONS = ("3.6.",)  # of Triton: Gluon, the language of those kernels, is an experiment there
+SHARED_BYTES = 104 * 1024  # of a program's tile: two programs fit on a multiprocessor, with what else they keep
+PAUSE = 2000  # nanoseconds between programs that begin together on a multiprocessor, forward
 
 
 class Tiling(NamedTuple):
@@ -58,7 +60,7 @@ def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
 
 def takes_shared_memory(*tensors: Tensor) -> bool:
     """Return whether kernels that work from shared memory may run on these, of one dtype and device."""
-    if not SHARED_MEMORY or tensors[0].device.type != "cuda" or tensors[0].itemsize != 2:
+    if not SHARED_MEMORY or tensors[0].device.type != "cuda" or tensors[0].itemsize > 4:
         return False
     from triton import __version__
 
@@ -70,18 +72,20 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
     )
 
 
-def shared_tile(num_tokens: int, *, backward: bool) -> Tiling:
-    """Return the tiling of a pass from shared memory over so many tokens of 16 bits."""
+def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass from shared memory over so many tokens whose elements have so many bytes."""
     tile = tiling(num_tokens, 2, backward=backward)
-    return tile._replace(channels=16, warps=8 if backward else 4, registers=128)
+    return tile._replace(channels=16, warps=8 if backward or itemsize == 4 else 4, registers=128)
 
 
 def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     """Return the tiling of a pass from shared memory over tensors (B, T, C), None if not for them."""
     _, num_tokens, channels = tensors[0].shape
-    tile = shared_tile(num_tokens, backward=backward)
+    itemsize = tensors[0].itemsize
+    tile = shared_tile(num_tokens, itemsize, backward=backward)
     whole = num_tokens == tile.span and channels % tile.channels == 0 and tile.chunks == 16
-    return tile if whole and takes_shared_memory(*tensors) else None
+    held = (3 if backward else 2) * tile.span * tile.channels * itemsize
+    return tile if whole and held <= SHARED_BYTES and takes_shared_memory(*tensors) else None
 
 
 class _Plan:
@@ -130,27 +134,36 @@ class _Plan:
 
         scratch: what only the latter needs; at its end, backward, the sums of gw and gu, which that writes.
         """
-        from rwkvseg.ops.wkv import triton_kernels, triton_states
+        from rwkvseg.ops.wkv import triton_mend, triton_states
 
-        num_tiles = self.batch * (self.channels // tile.channels)
+        tiles = self.channels // tile.channels
+        num_tiles = self.batch * tiles
         # a flag for every tile; backward, for those of some channels, how many programs are done with them
-        unfit = torch.empty(num_tiles + self.channels // tile.channels, dtype=torch.int32, device=self.device)
+        unfit = torch.empty(num_tiles + tiles, dtype=torch.int32, device=self.device)
         sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
         sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
-        resources = {"num_warps": tile.warps, "maxnreg": tile.registers}
-        shared_kernel(name)[(num_tiles,)](
-            *tensors, unfit, self.num_tokens, **sizes, LIMIT=LIMIT[self.wide], WARPS=tile.warps, **resources
-        )
+        resources: dict[str, Any] = {"num_warps": tile.warps, "maxnreg": tile.registers}
+        turns = self.turns(num_tiles) if name == "fwd" else ()
+        constants = sizes | resources | {"LIMIT": LIMIT[self.wide], "WARPS": tile.warps}
+        shared_kernel(name)[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
         each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
-        sizes |= {"EACH": each, "WIDE": triton_states.TYPES[self.wide]}
+        constants = sizes | resources | {"EACH": each, "WIDE": triton_states.TYPES[self.wide]}
         if name == "fwd":
-            mend = triton_kernels.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
-            mend(*tensors, unfit, self.num_tokens, num_tiles, **sizes, **resources)
+            early = self.device.type == "cuda"
+            constants |= {"EARLY": early} | ({"launch_pdl": True} if early else {})
+            mend = triton_mend.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
+            mend(*tensors, unfit, self.num_tokens, num_tiles, **constants)
         else:
-            groups = -(-self.batch // each)
-            mend = triton_kernels.bi_wkv_bwd_mend_kernel[(groups * (self.channels // tile.channels),)]
+            mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
             *rest, sums = scratch
-            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **sizes, **resources)
+            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **constants)
+
+    def turns(self, num_tiles: int) -> tuple[int, int]:
+        """Return (pause, processors) of the kernel; where few tiles follow one another nobody waits."""
+        if self.device.type != "cuda":
+            return 0, 1
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return (PAUSE if num_tiles > 4 * processors else 0), processors
 
     @property
     def spans(self) -> int:

@@ -1,6 +1,6 @@
 """Bi-WKV on a GPU from shared memory, forward: a program copies its tile once, then goes through it twice.
 
-For sequences that fit in a program and fill it, 16-bit numbers, NVIDIA's compute capability 9.0 and later. In
+For sequences that fit in a program and fill it, NVIDIA's compute capability 9.0 and later. In
 Gluon, the language below Triton that lets a program say where its numbers lie. The sums are those of
 triton_fast.py; a program that these do not suit says so in `unfit`, and a later launch takes the safe form.
 The backward pass is in triton_shared_backward.py; tiled.py launches both. Legend: triton_states.py, and
@@ -82,6 +82,29 @@ def copy_eight(to_s, p, C: gl.constexpr, s: gl.constexpr, WARPS: gl.constexpr):
     else:
         for j in gl.static_range(8 * s, LENGTH):
             copy_tokens(to_s, p, C, j, 1, WARPS)
+
+
+@gluon.jit
+def wait_turn(pause, processors):
+    """Let programs that begin together on a multiprocessor ask for their tiles one after the other.
+
+    Each `pause` nanoseconds after the last: while one computes, another's numbers are on their way.
+    """
+    turn = gl.program_id(0) // processors
+    if turn < 4:
+        gl.inline_asm_elementwise(
+            "nanosleep.u32 $1; mov.u32 $0, $1;", "=r,r", [turn * pause],
+            dtype=gl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@gluon.jit
+def let_next_begin():
+    """Let the next launch begin once every program has come this far, if it asked for that."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; mov.u32 $0, $1;", "=r,r", [gl.program_id(0)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -283,13 +306,16 @@ def put_outputs(
     return fn, fd, least, total, some
 
 
-@gluon.jit(do_not_specialize=["T"])
+@gluon.jit(do_not_specialize=["T", "pause", "processors"])
 def bi_wkv_fwd_shared_kernel(
-    p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T,
+    p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Write bi_wkv of k, v (B, T, C) to y, and a mean of it; and of each program whether it is unfit."""
+    """Write bi_wkv of k, v (B, T, C) to y, and a mean of it; and of each program whether it is unfit.
+
+    pause, processors: see `wait_turn`.
+    """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
@@ -298,6 +324,7 @@ def bi_wkv_fwd_shared_kernel(
     i_c = gl.program_id(0) % (C // CHANNELS)
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
+    wait_turn(pause, processors)
     start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
@@ -310,6 +337,7 @@ def bi_wkv_fwd_shared_kernel(
     pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
+    let_next_begin()
     least, total, some = zero + float("inf"), zero, zero
     y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
     for i in range(BLOCKS):  # from the last block back
