@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rwkvseg.models import blocks, create_model
 from rwkvseg.models.blocks import ConvNormAct, norm_act
 from rwkvseg.models.rwkv_unet import PerceptionBlock
-from rwkvseg.ops.backends import triton_is_installed
+from rwkvseg.ops.backends import launches_are_recorded, launches_recorded, triton_is_installed
 from rwkvseg.training.cuda_graphs import graphed
 
 Calls = list[dict[str, Any]]
@@ -21,7 +21,7 @@ SMALL = {"widths": (8, 16, 16, 16), "depths": (1, 2, 2, 1), "expansions": (2.0, 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The operator's calls, with the switch on and every tensor taken for one on a GPU."""
+    """The operator's calls, as if launches were recorded and every tensor taken for one on a GPU."""
     seen: Calls = []
     operator = blocks.batch_norm_act
 
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         seen.append(options)
         return operator(*tensors, **options)
 
-    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", True)
+    monkeypatch.setattr(blocks, "launches_are_recorded", lambda: True)
     monkeypatch.setattr(blocks, "batch_norm_act", call)
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True), raising=False)
     return seen
@@ -46,11 +46,26 @@ def trained(network: nn.Module, call: Callable[[], Tensor]) -> list[Tensor]:
     return [first.detach(), second.detach(), *gradients, *network.buffers()]
 
 
-def test_it_is_off_and_only_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not blocks.FUSED_NORM_ACT
-    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", True)
+def test_it_is_for_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(blocks, "batch_norm_act")
-    assert ConvNormAct(3, 5, activation=nn.ReLU)(images(2, 3, 4, 4)).shape == (2, 5, 4, 4)
+    with launches_recorded():
+        assert ConvNormAct(3, 5, activation=nn.ReLU)(images(2, 3, 4, 4)).shape == (2, 5, 4, 4)
+
+
+def test_it_is_for_recorded_launches_only(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "launches_are_recorded", launches_are_recorded)
+    block, x = ConvNormAct(3, 5, activation=nn.ReLU), images(2, 3, 4, 4)
+    block(x)
+    assert not calls
+
+    def record(call: Any, example: tuple[Tensor, ...], **_: Any) -> None:
+        call(*example)
+
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", record)
+    assert graphed(block, (x,)) is not None
+    assert len(calls) == 1
+    block(x)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -65,7 +80,7 @@ def test_it_is_its_parts(
     x, added = images(2, 5, 3, 4), images(2, 5, 3, 4, seed=2) if residual else None
     found = trained(norm, lambda: norm_act(x, norm, activation(), added))
     assert len(calls) == 2
-    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", False)
+    monkeypatch.setattr(blocks, "launches_are_recorded", lambda: False)
     expected = trained(twin, lambda: norm_act(x, twin, activation(), added))
     assert len(calls) == 2, "the switch does nothing"
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -116,7 +131,7 @@ def test_blocks_are_the_same(
     found = trained(block, lambda: block(x))
     added = [options["residual"] is not None for options in calls]
     assert added == [False, residual and not squeeze] * 2
-    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", False)
+    monkeypatch.setattr(blocks, "launches_are_recorded", lambda: False)
     assert all(torch.equal(a, b) for a, b in zip(found, trained(twin, lambda: twin(x)), strict=True))
     inner = twin.expand(twin.norm(x))
     local = twin.squeeze_excite(twin.local(inner))
@@ -161,18 +176,14 @@ def step_on_a_gpu(network: nn.Module, autocast: torch.dtype | None, recorded: bo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "launched one by one"])
-def test_a_networks_step_is_the_same_on_a_gpu(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_networks_step_is_the_same_on_a_gpu() -> None:
     torch.manual_seed(0)
     network = create_model("rwkv_unet_tiny", in_channels=3, num_classes=2, drop_path_rate=0.0)
     network = network.cuda().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-        truth = step_on_a_gpu(network, None, False)
-        plain = step_on_a_gpu(network, torch.bfloat16, recorded)
-        monkeypatch.setattr(blocks, "FUSED_NORM_ACT", True)
-        found = step_on_a_gpu(network, None, recorded)
-        mixed = step_on_a_gpu(network, torch.bfloat16, recorded)
-    assert not torch.equal(plain[0], mixed[0]), "the switch does nothing"
+        truth, plain = (step_on_a_gpu(network, dtype, False) for dtype in (None, torch.bfloat16))
+        found, mixed = (step_on_a_gpu(network, dtype, True) for dtype in (None, torch.bfloat16))
+    assert not torch.equal(plain[0], mixed[0]), "recording changes nothing"
     for wanted, exact, theirs, ours in zip(truth, found, plain, mixed, strict=True):
         assert (exact - wanted).norm() <= 1e-3 * wanted.norm()
         # 16 bits are far from float32 in a network not yet trained, so the measure is what they cost anyway
@@ -182,7 +193,7 @@ def test_a_networks_step_is_the_same_on_a_gpu(recorded: bool, monkeypatch: pytes
 @pytest.mark.skipif(not triton_is_installed(), reason="the package triton is not installed")
 @pytest.mark.parametrize("fused", [True, False])
 def test_it_is_one_operator_of_a_compiled_graph(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "FUSED_NORM_ACT", fused)
+    monkeypatch.setattr(blocks, "launches_are_recorded", lambda: fused)
     monkeypatch.setattr("rwkvseg.ops.backends.why_not_triton", lambda *_: None)
     seen: list[str] = []
 

@@ -147,7 +147,7 @@ def test_recorded_and_compiled_steps_are_the_steps(how: str) -> None:
         for seed in range(3):
             torch.manual_seed(seed)
             batch = x + torch.randn_like(x)
-            torch.testing.assert_close(
-                trained(call, network, batch), trained(twin, twin, batch), rtol=1e-4, atol=1e-4
-            )
+            found, wanted = trained(call, network, batch), trained(twin, twin, batch)
+            for a, b in zip(found, wanted, strict=True):  # sums over 1980 pixels, some of which cancel
+                assert (a - b).abs().max() <= 1e-4 * b.abs().max()
     assert [int(norm.num_batches_tracked) for norm in network.norms] == [3, 3]

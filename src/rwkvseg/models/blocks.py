@@ -12,12 +12,9 @@ from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
 from rwkvseg.ops import batch_norm_act, depthwise_conv2d, residual_layer_norm
-from rwkvseg.ops.backends import is_exporting
+from rwkvseg.ops.backends import is_exporting, launches_are_recorded
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
-
-FUSED_NORM_ACT = False
-"""Whether `ConvNormAct` runs norm, activation and residual as one operator on GPUs: not measured yet."""
 
 _FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.SiLU: "silu"}
 
@@ -62,8 +59,11 @@ class ConvNormAct(nn.Module):
 
 
 def norm_act(x: Tensor, norm: nn.Module, activation: nn.Module, residual: Tensor | None = None) -> Tensor:
-    """Return activation(norm(x)), added to `residual` if there is one. x: (B, C, H, W) -> same."""
-    if FUSED_NORM_ACT and x.is_cuda and (residual is None or residual.dtype == x.dtype):
+    """Return activation(norm(x)), added to `residual` if there is one. x: (B, C, H, W) -> same.
+
+    As one operator where launches are recorded; one by one, those of torch's own operators take less time.
+    """
+    if launches_are_recorded() and x.is_cuda and (residual is None or residual.dtype == x.dtype):
         name = _FUSED_ACTIVATIONS.get(type(activation))
         if name is not None and _is_plain(norm) and not _is_watched(norm, activation):
             return batch_norm_act(

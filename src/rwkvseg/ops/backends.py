@@ -7,7 +7,8 @@ else and while a graph is exported. An explicit choice is obeyed or refused, nev
 import importlib.util
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -78,6 +79,35 @@ def is_exporting() -> bool:
     if _CONFUSES_COMPILING and torch.compiler.is_dynamo_compiling():
         return False
     return torch.compiler.is_exporting()
+
+
+_recordings = 0  # of this process; a backward pass runs in a thread of its own
+
+
+@contextmanager
+def launches_recorded() -> Iterator[None]:
+    """Say that what is launched in here is recorded, as a CUDA graph, and replayed, or leads up to it.
+
+    An operator that saves memory traffic but takes long to launch gains there, and only there.
+
+    Example:
+        >>> with launches_recorded():
+        ...     launches_are_recorded()
+        True
+        >>> launches_are_recorded()
+        False
+    """
+    global _recordings
+    _recordings += 1
+    try:
+        yield
+    finally:
+        _recordings -= 1
+
+
+def launches_are_recorded() -> bool:
+    """Whether the caller is inside `launches_recorded`."""
+    return _recordings > 0
 
 
 def why_not_triton(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkvseg.ops.backends import launches_recorded
+
 Network = Callable[..., Any]
 
 
@@ -50,7 +52,7 @@ def graphed(
     try:
         # the cache would hand a recorded copy of the weights to what runs outside the recording
         mixed = torch.autocast("cuda", autocast, autocast is not None, cache_enabled=False)
-        with _buffers_kept(network), mixed:
+        with _buffers_kept(network), launches_recorded(), mixed:
             torch.cuda.make_graphed_callables(call, example, allow_unused_input=True)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
