@@ -20,7 +20,7 @@ JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on
 SHARED_VERSIONS = ("3.6.",)  # of Triton: Gluon, the language of those kernels, is an experiment there
-SHARED_BYTES = 104 * 1024  # of a program's tile: two programs fit on a multiprocessor, with what else they keep
+SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 PAUSE = 2000  # nanoseconds between programs that begin together on a multiprocessor, forward
 
 
@@ -73,7 +73,7 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
 
 
 def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
-    """Return the tiling of a pass from shared memory over so many tokens whose elements have so many bytes."""
+    """Return the tiling of a pass from shared memory over tokens whose elements have so many bytes."""
     tile = tiling(num_tokens, 2, backward=backward)
     return tile._replace(channels=16, warps=8 if backward or itemsize == 4 else 4, registers=128)
 
