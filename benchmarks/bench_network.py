@@ -3,6 +3,7 @@
 Prints a table; times are medians of several repeats after warm-up, hardware and precision stated.
 
     python benchmarks/bench_network.py --models rwkv_unet_tiny --size 256 --batch 16 --profile
+    python benchmarks/bench_network.py --models rwkv_unet_base --batch 32 --recorded --separate-norms
 """
 
 import argparse
@@ -11,9 +12,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rwkvseg.models import create_model
+from rwkvseg.models import blocks, create_model
+from rwkvseg.ops.backends import launches_recorded
+from rwkvseg.training.cuda_graphs import graphed
 
 
 def synchronise(device: str) -> None:
@@ -45,6 +49,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recorded", action="store_true", help="launch CUDA graphs, as training does")
+    parser.add_argument(
+        "--separate-norms",
+        action="store_true",
+        help="batch norm, activation and residual one by one where launches are recorded, too",
+    )
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms first")
     parser.add_argument(
         "--profile", action="store_true", help="print the ten dearest operators of a training step"
@@ -52,26 +62,48 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steps_of(
-    network: torch.nn.Module, options: argparse.Namespace, device: str
-) -> tuple[Callable[[], torch.Tensor], Callable[[], None]]:
-    """A pass forward of random images, and a step of training on them."""
+def random_images(options: argparse.Namespace, device: str) -> Tensor:
+    shape = (options.batch, 3, options.size, options.size)
+    return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+
+
+def training_step(network: torch.nn.Module, options: argparse.Namespace, device: str) -> Callable[[], None]:
+    """A step of training on random images."""
     optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda")
-    image = torch.randn(options.batch, 3, options.size, options.size, device=device)
-    image = image.to(memory_format=torch.channels_last)
+    image = random_images(options, device)
     label = torch.randint(options.classes, (options.batch, options.size, options.size), device=device)
+    autocast = None if options.float32 else torch.bfloat16
+    call = (graphed(network, (image,), autocast=autocast) if options.recorded else None) or network
 
-    def forward() -> torch.Tensor:
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=not options.float32):
-            return network(image)
-
-    def train_step() -> None:
-        loss = torch.nn.functional.cross_entropy(forward().float(), label)
+            logits = call(image)
+        loss = torch.nn.functional.cross_entropy(logits.float(), label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return forward, train_step
+    return step
+
+
+def forward_pass(network: torch.nn.Module, options: argparse.Namespace, device: str) -> Callable[[], object]:
+    """A pass forward of random images."""
+    image = random_images(options, device)
+
+    def forward() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=not options.float32, cache_enabled=False):
+            return network(image)
+
+    if not options.recorded:
+        return forward
+    graph = torch.cuda.CUDAGraph()
+    with launches_recorded():
+        for _ in range(3):
+            forward()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            forward()
+    return graph.replay
 
 
 def print_dearest(step: Callable[[], None], device: str) -> None:
@@ -90,16 +122,18 @@ def measure(model: str, options: argparse.Namespace, device: str) -> str:
     network = network.to(device, memory_format=torch.channels_last)
     if options.compile:
         network.compile()
-    forward, train_step = steps_of(network, options, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
+    train_step = training_step(network, options, device)
     training = median_seconds(train_step, device, options.repeats)
     first = time.perf_counter() - started - options.repeats * training
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
     if options.profile:
         print_dearest(train_step, device)
     network.eval()
-    with torch.inference_mode():
-        inference = median_seconds(forward, device, options.repeats)
+    with torch.no_grad():
+        inference = median_seconds(forward_pass(network, options, device), device, options.repeats)
     return (
         f"{model:20s} training {options.batch / training:7.1f} img/s ({1e3 * training:6.1f} ms,"
         f" peak {peak:.2f} GiB, warm-up {first:.0f} s)"
@@ -114,7 +148,10 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     precision = "float32" if options.float32 else "bfloat16 autocast"
-    how = "compiled" if options.compile else "eager"
+    how = "compiled" if options.compile else "recorded" if options.recorded else "eager"
+    if options.separate_norms:
+        blocks.launches_are_recorded = lambda: False
+        how += ", norms by themselves"
     size = f"{options.size} x {options.size}, batch {options.batch}"
     print(f"{name}, torch {torch.__version__}, {size}, {precision} {how}")
     for model in options.models:
