@@ -149,5 +149,5 @@ def test_recorded_and_compiled_steps_are_the_steps(how: str) -> None:
             batch = x + torch.randn_like(x)
             found, wanted = trained(call, network, batch), trained(twin, twin, batch)
             for a, b in zip(found, wanted, strict=True):  # sums over 1980 pixels, some of which cancel
-                assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+                assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-3
     assert [int(norm.num_batches_tracked) for norm in network.norms] == [3, 3]

