@@ -152,6 +152,15 @@ class TestPredict:
         arguments = ("predict", "-m", small_run, "-i", one, "-o", tmp_path / "out", "--device", "cpu")
         assert "cannot write" in fails(1, *arguments, "--report", tmp_path / "file" / "run.json")
 
+    def test_bfloat16_is_recorded_and_reported(self, rwkvseg, phantom, small_run, tmp_path):
+        arguments = ("predict", "-m", small_run, "-i", phantom / "images", "--device", "cpu")
+        assert rwkvseg(*arguments, "-o", tmp_path / "p", "--precision", "bfloat16")[0] == 0
+        assert json.loads((tmp_path / "p" / "prediction.json").read_text())["precision"] == "bfloat16"
+        scored = ("evaluate", "-p", tmp_path / "p", "-t", phantom / "masks", "-o", tmp_path / "e")
+        assert rwkvseg(*scored)[0] == 0
+        context = json.loads((tmp_path / "e" / "summary.json").read_text())["rwkvseg"]["context"]
+        assert context["precision"] == "bfloat16"
+
     def test_a_part_of_a_data_folder_with_unlabelled_images(self, rwkvseg, phantom_3d, tmp_path):
         """imagesTs/ is what is predicted by default, --part means the labelled cases."""
         data = Path(shutil.copytree(phantom_3d, tmp_path / "volumes"))

@@ -5,6 +5,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import zoom
 from torch.nn.functional import interpolate
+from volume_cases import convolution
+from volume_cases import make_predictor as volume_predictor
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.layouts import find_inputs, read_case
@@ -203,3 +205,39 @@ def test_cuda_where_there_is_none():
 def test_the_first_of_equal_scores_wins_as_in_argmax():
     scores = torch.randint(0, 3, (2, 5, 31, 17), generator=torch.Generator().manual_seed(0)).float()
     np.testing.assert_array_equal(_label_maps(scores), scores.numpy().argmax(1))
+
+
+def test_bfloat16_computes_in_sixteen_bits_and_hardly_changes_a_label():
+    exact, short = make_predictor(), make_predictor()
+    short.precision = "bfloat16"
+    image = random_case(1, 45, 37).image.astype(np.float32)
+    images = torch.from_numpy(image)[None] / 255
+    wide, narrow = exact.logits(images), short.logits(images)
+    assert narrow.dtype == torch.float32
+    assert torch.equal(narrow, narrow.bfloat16().float()), "not the network's own 16 bits"
+    assert not torch.equal(wide, wide.bfloat16().float())
+    assert (wide - narrow).abs().max() < 0.1 * wide.std()
+    same = exact.predict(random_case(1, 45, 37)) == short.predict(random_case(1, 45, 37))
+    assert same.mean() > 0.97
+
+
+def test_bfloat16_of_a_volume():
+    case = Case(id="case", image=np.random.default_rng(0).random((1, 20, 18, 22), dtype=np.float32))
+    case = case.replace(spacing=(1.0, 1.0, 1.0), affine=np.eye(4))
+    predictors = [
+        volume_predictor(convolution(), num_classes=3, patch=(16, 16, 16), normalisation="none") for _ in "ab"
+    ]
+    predictors[1].precision = "bfloat16"
+    seen = []
+    network = predictors[1].network  # which planning runs on tensors without content
+    network.register_forward_hook(lambda module, x, y: seen.append(y.dtype) if not y.is_meta else None)
+    exact, short = (predictor.predict(case) for predictor in predictors)
+    assert set(seen) == {torch.bfloat16}
+    assert (exact == short).mean() > 0.97
+
+
+@pytest.mark.parametrize(("precision", "device"), [("half", "cpu"), ("bfloat16", "meta")])
+def test_an_unknown_precision_is_refused(precision, device):
+    predictor = make_predictor()
+    with pytest.raises(UsageError, match=precision):
+        Predictor(predictor.network, predictor.description, torch.device(device), precision=precision)

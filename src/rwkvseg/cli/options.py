@@ -20,6 +20,13 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class PrecisionName(StrEnum):
+    """What networks compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class ProtocolName(StrEnum):
     """Conventions of resizing and scoring."""
 
@@ -48,6 +55,10 @@ DataFolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Data fo
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one object.")]
 JsonListOption = Annotated[bool, typer.Option("--json", help="Print a list of objects.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
+PrecisionOption = Annotated[
+    PrecisionName,
+    typer.Option(help="bfloat16 is up to three times as fast where the device has it, and less exact."),
+]
 DataOption = Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")]
 RunOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")]
 ChangesOption = Annotated[

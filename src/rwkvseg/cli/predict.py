@@ -15,6 +15,8 @@ from rwkvseg.cli.options import (
     MemoryOption,
     MirrorOption,
     OverlapOption,
+    PrecisionName,
+    PrecisionOption,
     ProtocolName,
     ResultFormat,
     SeriesOption,
@@ -35,6 +37,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label maps.")],
     device: DeviceOption = Device.auto,
+    precision: PrecisionOption = PrecisionName.float32,
     protocol: Annotated[
         ProtocolName, typer.Option(help="strict resamples probabilities; transunet resamples labels.")
     ] = ProtocolName.strict,
@@ -66,7 +69,9 @@ def predict(
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
     if part is not None and series:
         raise UsageError("--part is of a run's split, --series of DICOM. Give one of them.")
-    predictor = Predictor.from_file(model, device=device.value, options=options, keep_memory=True)
+    predictor = Predictor.from_file(
+        model, device=device.value, options=options, keep_memory=True, precision=precision.value
+    )
     cases = _find_cases(inputs, series or (), model, part)
     console = Console()
     with progress_bar(console, "predicting", len(cases)) as advance:

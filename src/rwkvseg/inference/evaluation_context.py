@@ -39,6 +39,7 @@ class Record(BaseModel):
     images: str = ""
     model: dict[str, Any] = {}
     resize: Resize = Resize()
+    precision: str = ""
     dicom_series: dict[str, str] = {}
 
 
@@ -86,6 +87,7 @@ class Context:
             "predicted_under": self.record.protocol,
             "resize": self.record.resize.model_dump() if self.record.resize.rule else None,
             "model": self.record.model,
+            "precision": self.record.precision or None,
             "not_predicted": list(self.not_predicted),
             "structures_left_out": list(self.left_out),
             "warnings": self.warnings,
@@ -109,6 +111,8 @@ class Context:
         lines = {"predictions": str(self.predictions), "truth": str(self.truth)}
         if model:
             lines["model"] = f"{model.get('name')}, weights {str(model.get('weights_sha256'))[:12]}"
+        if self.record.precision:
+            lines["computed in"] = self.record.precision
         if self.record.protocol is not None:
             lines["predicted under protocol"] = self.record.protocol
         if self.record.resize.rule:

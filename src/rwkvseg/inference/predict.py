@@ -141,6 +141,7 @@ def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Pr
             "cases": [item.case for item in done if item.resized],
         },
         **({"windows": windows} if predictor.sees_volumes else {}),
+        "precision": predictor.precision,
         "labels": description.labels,
         "images": source,
         "model": {
