@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rwkvseg.models.meta_shapes import quick_outputs
+
 
 def live_bytes(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Most bytes of one inference call on float32 `shape`, its input with it, the weights not.
@@ -56,8 +58,10 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = quick_outputs(func, args, kwargs)
+        if outputs is None:
+            outputs = func(*args, **(kwargs or {}))
         given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        outputs = func(*args, **(kwargs or {}))
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor) and id(output.untyped_storage()) not in given:
                 self._add(output.untyped_storage())
