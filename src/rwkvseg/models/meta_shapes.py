@@ -86,7 +86,9 @@ def _batch_norm_backward(_: Tensor, x: Tensor, weight: Tensor | None, *others: A
 
 
 def _gradients(of: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(_new(x.shape) if want and x is not None else None for x, want in zip(of, wanted, strict=True))
+    return tuple(
+        _new(x.shape) if want and x is not None else None for x, want in zip(of, wanted, strict=True)
+    )
 
 
 def _resized(x: Tensor, size: Sequence[int], *_: Any) -> Tensor | None:
