@@ -133,9 +133,10 @@ def fails(rwkvseg: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take most of the time of a small run; tests/evaluation and the ends of runs test them."""
     from rwkvseg.evaluation import report
-    from rwkvseg.training import history
+    from rwkvseg.training import fusion, history
 
     monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
+    monkeypatch.setattr(fusion, "fusion_plot", lambda *_: b"")
     monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 

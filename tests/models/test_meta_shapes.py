@@ -60,7 +60,7 @@ def cases():
         yield aten.native_layer_norm_backward.default, (grad, x, *norm, [True, True, True]), True
         yield aten.native_layer_norm_backward.default, (x, grad, *norm, [True, False, True]), True
     yield aten.native_layer_norm.default, (x, [5, 7], None, None, eps), True
-    yield aten.native_batch_norm.default, (x, w, w, w, w.abs(), False, 0.1, eps), False
+    yield aten.native_batch_norm.default, (x, w, w, w, w.abs(), False, 0.1, eps), True
     for tensor, known in ((x, True), (gaps(), True), (channels_last(), False)):
         yield aten.upsample_bilinear2d.default, (tensor, [10, 3], False), known
 
