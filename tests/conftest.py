@@ -1,5 +1,6 @@
 """Fixtures for every test: where the real data lies, small runs to look at, and no leftover global state."""
 
+import gc
 import os
 import re
 import resource
@@ -28,6 +29,12 @@ hypothesis.settings.load_profile("rwkvseg")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
+
+
+def pytest_collection_finish() -> None:
+    """Look no more for garbage among what importing has made: a million objects, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -126,9 +133,10 @@ def fails(rwkvseg: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take most of the time of a small run; tests/evaluation and the ends of runs test them."""
     from rwkvseg.evaluation import report
-    from rwkvseg.training import history
+    from rwkvseg.training import fusion, history
 
     monkeypatch.setattr(report, "distribution_plot", lambda *_: b"")
+    monkeypatch.setattr(fusion, "fusion_plot", lambda *_: b"")
     monkeypatch.setattr(history, "draw_curves", lambda _rows, path, *_: path.write_bytes(b""))
 
 

@@ -1,9 +1,12 @@
 """Write a module as an ONNX file, check it and run it; tests are skipped where rwkvseg[export] is absent."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ def write_onnx(module: nn.Module, example: tuple[Tensor, ...], sizes: tuple[Any,
     """Export `module` to `path`; `sizes` names the symbolic axes of each argument. Warnings stay errors."""
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="ONNX export needs the extra packages of rwkvseg[export]")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), numbers_remembered():
         # torch 2.13 warns of itself
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         torch.onnx.export(
@@ -26,6 +29,16 @@ def write_onnx(module: nn.Module, example: tuple[Tensor, ...], sizes: tuple[Any,
             external_data=False,
             verbose=False,
         )
+
+
+@contextmanager
+def numbers_remembered() -> Iterator[None]:
+    """Let sympy find out once whether an expression is a number: torch asks a million times."""
+    from sympy.core.expr import Expr
+
+    find: Any = Expr.is_number.fget
+    with mock.patch.object(Expr, "is_number", property(lru_cache(maxsize=None)(find))):
+        yield
 
 
 def check_onnx(path: Path) -> None:

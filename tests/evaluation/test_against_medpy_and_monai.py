@@ -2,7 +2,8 @@
 
 Masks: noise of three densities, one voxel within and one in a corner, boxes within and at the borders, some
 that share only a face or a corner, a hollow one, planes and lines one voxel thin, the whole array; every two
-of them, and each with itself. An empty mask has no value in either library that a figure could rest on.
+of them, and each with itself; surfaces in voxels each with the two after it. An empty mask has no value in
+either library that a figure could rest on.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from rwkvseg.evaluation.metrics import (
 )
 
 SHAPES = [(23, 17), (13, 11, 7)]
-SPACINGS = {"voxels": None, "anisotropic": (0.7, 1.9, 5.3)}
+SPACING = (0.7, 1.9, 5.3)
 TOLERANCES = (0.0, 1.3, 3.1)  # none but 0 is a distance between voxels: rounding would decide
 
 # MONAI calls a function of its own in a way that it deprecates
@@ -78,6 +79,15 @@ CASES = [
 ]
 
 
+NEIGHBOURS = [
+    pytest.param(first, second, id=f"{len(shape)}D: {a}, {b}")
+    for shape in SHAPES
+    for masks in [list(masks_of(shape).items())]
+    for step in (1, 2)
+    for (a, first), (b, second) in zip(masks, masks[step:] + masks[:step], strict=True)
+]
+
+
 def batch(mask):
     return torch.from_numpy(mask)[None, None]
 
@@ -93,10 +103,17 @@ def test_overlaps(prediction, truth):
     assert recall(*pair) == pytest.approx(medpy.recall(*pair), abs=1e-9)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS)
 @pytest.mark.parametrize(("prediction", "truth"), CASES)
-def test_surface_distances(prediction, truth, spacing):
-    spacing = spacing and spacing[: truth.ndim]
+def test_surface_distances_in_mm(prediction, truth):
+    compare_surfaces(prediction, truth, SPACING[: truth.ndim])
+
+
+@pytest.mark.parametrize(("prediction", "truth"), NEIGHBOURS)
+def test_surface_distances_in_voxels(prediction, truth):
+    compare_surfaces(prediction, truth, None)
+
+
+def compare_surfaces(prediction, truth, spacing):
     pair, tensors = (prediction, truth), (batch(prediction), batch(truth))
     options = {"include_background": True, "spacing": spacing}
     near = {"rel": 1e-5, "abs": 1e-4}

@@ -33,6 +33,7 @@ def published_cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
         published_order(),
         mock.patch.object(SpatialMix, "forward", _spatial_mix_as_counted),
         mock.patch.object(nn.Conv2d, "_conv_forward", _nothing_of_that_shape),
+        mock.patch.object(F, "linear", _nothing_projected),
         _no_trace_of_ptflops(),
     ):
         macs, parameters = get_model_complexity_info(
@@ -57,6 +58,22 @@ def _nothing_of_that_shape(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Ten
         )
     ]
     return x.new_zeros(x.shape[0], self.out_channels, *sides)
+
+
+def _nothing_projected(x: Tensor, weight: Tensor, _: Tensor | None = None) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], weight.shape[0])
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Within it networks are built with zeros for random numbers, which take longer than what is counted."""
+    names = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_")
+    with mock.patch.multiple(nn.init, **dict.fromkeys(names, _zero)):
+        yield
+
+
+def _zero(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return nn.init.zeros_(tensor)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from study_cases import without_repeats
 from torch import Tensor, nn
 
 from rwkvseg.errors import UsageError
@@ -111,6 +112,7 @@ def test_compiled_gradients_and_statistics_agree():
         network = create_model(
             "rwkv_unet_tiny", gradient_checkpointing=True, **{**SMALL, **FEW_BLOCKS, "drop_path_rate": 0.0}
         )
+        network = without_repeats(network, stages=(0, 3))
         if compiled:
             network.compile(backend="aot_eager")
         network(images(2, 3, 32, 32)).square().mean().backward()

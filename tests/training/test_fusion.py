@@ -85,7 +85,6 @@ def table(run):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.usefixtures("without_plots")
 def test_a_resumed_run_has_the_weights_of_all_epochs_and_its_report_shows_them(
     tmp_path, phantom_3d, monkeypatch
 ):
@@ -116,7 +115,11 @@ def test_a_resumed_run_has_the_weights_of_all_epochs_and_its_report_shows_them(
     assert all(
         sum(float(row[o]) for o in ("dhw", "hwd", "wdh")) == pytest.approx(1, abs=1e-5) for row in found
     )
-    assert (tmp_path / "fusion_weights.png").read_bytes().startswith(b"\x89PNG")
+    plot = (tmp_path / "fusion_weights.png").read_bytes()
+    assert plot.startswith(b"\x89PNG")
+    assert read_sections(tmp_path)[0].png == plot
+    (tmp_path / "fusion_weights.png").unlink()
+    assert read_sections(tmp_path)[0].png == plot, "of a run whose plot was thrown away"
     text = (tmp_path / "evaluation" / "val" / "report.html").read_text()
     assert "Which axis the network looks along" in text
     assert f"{float(found[-1]['dhw']):.3f}</td>" in text

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwkvseg.errors import MissingExtraError, UsageError
+from rwkvseg.models.meta_shapes import QuickShapes, quick_outputs
 from rwkvseg.models.registry import create_model, list_models
 from rwkvseg.models.rwkv_unet import CrossChannelMix, RWKVUNet
 
@@ -153,7 +154,8 @@ def activation_bytes(network: nn.Module, *inputs: Tensor) -> int:
             kept[storage._cdata] = storage
         return x
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    quick = QuickShapes()  # type: ignore[no-untyped-call]
+    with torch.enable_grad(), quick, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         outputs = network(*inputs)  # held until all is counted
     total = sum(storage.nbytes() for storage in kept.values())
     del outputs
@@ -172,7 +174,9 @@ class _Elementwise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
+        outputs = quick_outputs(func, args, kwargs)
+        if outputs is None:
+            outputs = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         first = outputs[0] if isinstance(outputs, tuple | list) else outputs
         if name in _PER_OUTPUT:

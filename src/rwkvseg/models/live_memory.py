@@ -5,14 +5,15 @@ operator that makes it to the moment it is freed.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from rwkvseg.models.meta_shapes import quick_outputs
 
 
 def live_bytes(network: nn.Module, shape: tuple[int, ...]) -> int:
@@ -56,10 +57,12 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        outputs = func(*args, **(kwargs or {}))
-        for output in tree_leaves(outputs):
-            if isinstance(output, Tensor) and id(output.untyped_storage()) not in given:
+        outputs = quick_outputs(func, args, kwargs)
+        if outputs is None:
+            outputs = func(*args, **(kwargs or {}))
+        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
+        for output in _tensors(outputs):
+            if id(output.untyped_storage()) not in given:
                 self._add(output.untyped_storage())
         return outputs
 
@@ -74,3 +77,14 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors among what an operator takes or gives: lists, tuples and a dictionary of them."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, list | tuple):
+        for part in content:
+            yield from _tensors(part)
+    elif isinstance(content, dict):
+        yield from _tensors(tuple(content.values()))

@@ -20,6 +20,7 @@ from rwkvseg.output import write_atomically, write_text
 
 FusionRow = dict[str, Any]  # epoch, block, and the weight of each order by its name
 TABLE = "fusion_weights.csv"
+PLOT = "fusion_weights.png"
 CLEAR = 0.05  # above the mean of a block's weights: less is called no preference
 
 
@@ -59,7 +60,7 @@ class FusionHistory(Callback):  # type: ignore[misc]
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the weights once, at the end."""
         if self.rows and trainer.is_global_zero:
-            with write_atomically(self.folder / "fusion_weights.png") as temporary:
+            with write_atomically(self.folder / PLOT) as temporary:
                 temporary.write_bytes(fusion_plot(self.rows))
 
 
@@ -84,11 +85,12 @@ def read_sections(run: Path) -> list[Section]:
     with path.open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     numbers = [{k: v if k == "block" else float(v) for k, v in row.items()} for row in read]
-    return [fusion_section(numbers)]
+    plot = run / PLOT  # drawn at the training's end, of the same rows
+    return [fusion_section(numbers, plot.read_bytes() if plot.exists() else None)]
 
 
-def fusion_section(rows: Sequence[FusionRow]) -> Section:
-    """Plot over the epochs and table of the last one."""
+def fusion_section(rows: Sequence[FusionRow], plot: bytes | None = None) -> Section:
+    """Plot over the epochs, drawn where it is not given, and table of the last one."""
     last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
     orders = orders_of(rows)
     heads = ["block", *(f"{axis_of(order)} ({order})" for order in orders), "looks along"]
@@ -98,7 +100,7 @@ def fusion_section(rows: Sequence[FusionRow]) -> Section:
         "reads the volume along its first axis most slowly, and its decay is a profile along that axis: a "
         f"larger weight means looking along it. Less than {CLEAR} above the mean is called no axis."
     )
-    return Section("Which axis the network looks along", note, table, fusion_plot(rows))
+    return Section("Which axis the network looks along", note, table, plot or fusion_plot(rows))
 
 
 def orders_of(rows: Sequence[FusionRow]) -> list[str]:
