@@ -57,7 +57,7 @@ JsonListOption = Annotated[bool, typer.Option("--json", help="Print a list of ob
 DeviceOption = Annotated[Device, typer.Option(help="auto takes CUDA where it works.")]
 PrecisionOption = Annotated[
     PrecisionName,
-    typer.Option(help="bfloat16 is up to three times as fast where the device has it, and less exact."),
+    typer.Option(help="bfloat16 is mostly faster where the device has it, and less exact."),
 ]
 DataOption = Annotated[Path | None, typer.Option(help="Data folder; wins over the recipe's data.path.")]
 RunOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/NAME].")]
