@@ -38,6 +38,7 @@ from rwkvseg.models.live_memory import live_bytes
 Protocol = Literal["strict", "transunet"]
 Precision = Literal["float32", "bfloat16"]
 LabelMap = NDArray[np.integer[Any]]
+SLICES_AT_ONCE = 8  # through a GPU
 NOT_KEPT = (
     "freed memory is given back at every step, which is slower: to keep it takes more than the limit allows."
 )
@@ -50,7 +51,8 @@ class Predictor:
         network: (B, C, H, W) -> logits (B, num_classes, H, W), or the same with D, H, W.
         description: what model.json says of it: preprocessing, labels.
         device: where it runs.
-        batch_size: slices of a volume that go through the network together.
+        batch_size: slices of a volume that go through the network together; None: 8 on a GPU, one on a CPU,
+            which gains nothing from more.
         options: for networks that see whole volumes.
         keep_memory: on a CPU, let freed memory stay with the process while it predicts: faster, for more
             memory. It is a setting of the whole process, so nobody but the caller can decide it; for volumes
@@ -73,7 +75,7 @@ class Predictor:
         description: ModelDescription,
         device: torch.device,
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
         keep_memory: bool = False,
         precision: Precision = "float32",
@@ -86,7 +88,7 @@ class Predictor:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.description = description
         self.device = device
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (1 if device.type == "cpu" else SLICES_AT_ONCE)
         if options != VolumeOptions() and not self.sees_volumes:
             raise UsageError(
                 "this network sees slices, so overlap, mirror and max_memory have no meaning. Leave them out."
@@ -100,7 +102,7 @@ class Predictor:
         path: Path | str,
         *,
         device: str = "auto",
-        batch_size: int = 8,
+        batch_size: int | None = None,
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
         keep_memory: bool = False,
         precision: Precision = "float32",

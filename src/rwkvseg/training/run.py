@@ -181,7 +181,8 @@ class _Run:
             weights = {name.removeprefix(kept): x for name, x in state.items() if name.startswith(kept)}
             network.load_state_dict(weights, strict=True)
         description = save_model(self.out / "model", network, self._description(preprocessing))
-        predictor = Predictor(network, description, self.device, batch_size=self.recipe.training.batch_size)
+        at_once = self.recipe.training.batch_size if self.device.type == "cuda" else None
+        predictor = Predictor(network, description, self.device, batch_size=at_once)
         evaluations = {
             part: self._evaluate(predictor, part) for part in ("val", "test") if self.split.parts[part]
         }
