@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
 ON_GPU = torch.cuda.is_available()
-HOPPER = ON_GPU and torch.cuda.get_device_capability() >= tiled.SHARED_CAPABILITY
+HOPPER = ON_GPU and torch.cuda.get_device_capability() == tiled.SHARED_CAPABILITY
 MODULES = ("rwkvseg.ops.wkv.triton_shared", "rwkvseg.ops.wkv.triton_shared_backward")
 TILES = {
     32: tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4),
@@ -171,6 +171,27 @@ def test_two_programs_fit_on_a_multiprocessor(
     assert (tiled.shared_tiling(k, backward=backward) is not None) == taken
 
 
+@pytest.mark.parametrize(
+    ("capability", "version", "taken"),
+    [((9, 0), "3.6.0", True), ((12, 0), "3.6.0", False), ((8, 9), "3.6.0", False), ((9, 0), "3.7.0", False)],
+)
+def test_only_what_was_tried_takes_it(
+    capability: tuple[int, int], version: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnAGpu:
+        """As much of a tensor as is asked for."""
+
+        device, itemsize = torch.device("cuda"), 2
+
+        def data_ptr(self) -> int:
+            return 512
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("triton.__version__", version)
+    x: Any = OnAGpu()
+    assert tiled.takes_shared_memory(x, x) == taken
+
+
 def test_a_cpu_takes_the_general_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled, "SHARED_MEMORY", True)
     assert not tiled.takes_shared_memory(torch.empty(1, 784, 32, dtype=torch.bfloat16))
@@ -207,7 +228,7 @@ def on_gpu(x: Inputs, dtype: torch.dtype = torch.bfloat16, device: str = "cuda")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0 or later")
+@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
 class TestOnAGpu:
     """At the sizes that users get; memory is poisoned, conftest.py sees to it."""
 

@@ -18,7 +18,7 @@ from rwkvseg.ops.backends import refuse_transforms
 LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
 JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
-SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on
+SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_VERSIONS = ("3.6.",)  # of Triton: Gluon, the language of those kernels, is an experiment there
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
@@ -66,7 +66,7 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
 
     # copies go by 16 bytes
     return (
-        torch.cuda.get_device_capability(tensors[0].device) >= SHARED_CAPABILITY
+        torch.cuda.get_device_capability(tensors[0].device) == SHARED_CAPABILITY
         and __version__.startswith(SHARED_VERSIONS)
         and all(x.data_ptr() % 16 == 0 for x in tensors)
     )

@@ -1,6 +1,6 @@
 """Bi-WKV on a GPU from shared memory, forward: a program copies its tile once, then goes through it twice.
 
-For sequences that fit in a program and fill it, NVIDIA's compute capability 9.0 and later. In
+For sequences that fit in a program and fill it, NVIDIA's compute capability 9.0. In
 Gluon, the language below Triton that lets a program say where its numbers lie. The sums are those of
 triton_fast.py; a program that these do not suit says so in `unfit`, and a later launch takes the safe form.
 The backward pass is in triton_shared_backward.py; tiled.py launches both. Legend: triton_states.py, and
