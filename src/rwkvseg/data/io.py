@@ -148,6 +148,14 @@ def count_pixels(path: Path) -> int:
     return math.prod(read_nifti_header(path).shape) if is_volume(path) else math.prod(picture_size(path))
 
 
+def expected_pixels(path: Path) -> int:
+    """As `count_pixels`; 0 of a file that cannot be read, which shows when it is read."""
+    try:
+        return count_pixels(path)
+    except DataError:
+        return 0
+
+
 def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:
     """Write a label map, whole or not at all, in the smallest of uint8 and uint16 that holds its values.
 

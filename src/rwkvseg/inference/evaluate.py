@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkvseg.data.inputs import find_inputs
-from rwkvseg.data.io import count_pixels
+from rwkvseg.data.io import expected_pixels
 from rwkvseg.data.reading import read_to_show
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.pictures import Picture, make_picture, representative_cases
@@ -169,21 +169,17 @@ def _score_all(
     grids: dict[str, Grid] = {}
     unit: Unit | None = None
     scored = map_in_order(
-        rules.score, pairs, threads=available_cores(), cost=_pixels, room=MOST_PIXELS_AT_ONCE
+        rules.score,
+        pairs,
+        threads=available_cores(),
+        cost=lambda pair: expected_pixels(pair.prediction),
+        room=MOST_PIXELS_AT_ONCE,
     )
     for number, (pair, (found, grids[pair.case])) in enumerate(zip(pairs, scored, strict=True), 1):
         unit = _same_unit(unit, distance_unit(rules.protocol, grids[pair.case].spacing), pair)
         scores += found
         on_case(number, len(pairs))
     return scores, grids, unit or "px"
-
-
-def _pixels(pair: Pair) -> int:
-    """Pixels or voxels of the prediction; none where it cannot be read, which shows at its turn."""
-    try:
-        return count_pixels(pair.prediction)
-    except DataError:
-        return 0
 
 
 def _same_unit(unit: Unit | None, found: Unit, pair: Pair) -> Unit:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles
-from rwkvseg.data.io import count_pixels, is_volume
+from rwkvseg.data.io import expected_pixels, is_volume
 from rwkvseg.data.reading import read_case, read_geometry
 from rwkvseg.errors import DataError
 from rwkvseg.inference.predictor import Predictor, Protocol
@@ -56,7 +56,4 @@ def _is_picture(files: CaseFiles) -> bool:
 
 
 def _pixels(files: CaseFiles) -> int:
-    try:
-        return len(files.images) * count_pixels(files.images[0])
-    except DataError:
-        return 0
+    return len(files.images) * expected_pixels(files.images[0])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from rwkvseg.data.augmentation import augment_batch
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split
-from rwkvseg.training.items import OnRead, SegmentationItems
+from rwkvseg.training.items import OnRead, SegmentationItems, unnoticed
 from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
@@ -42,7 +42,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         recipe: Recipe,
         *,
         on_case: Callable[[], None] = lambda: None,
-        on_read: OnRead = lambda _files, _case: None,
+        on_read: OnRead = unnoticed,
         scratch: Path | None = None,
     ) -> None:
         super().__init__()

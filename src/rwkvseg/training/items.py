@@ -25,6 +25,10 @@ Draw = tuple[int, int]  # (pass through the items, position of the item)
 OnRead = Callable[[CaseFiles, Case], None]
 
 
+def unnoticed(_files: CaseFiles, _case: Case) -> None:
+    """Let a case be read that nobody asks about."""
+
+
 @dataclass(frozen=True)
 class Item:
     """Where an item comes from: the case, its place in the list, and the slice's place in the case."""
@@ -57,7 +61,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
         *,
         augment: bool,
         on_case: Callable[[], None] = lambda: None,
-        on_read: OnRead = lambda _files, _case: None,
+        on_read: OnRead = unnoticed,
     ) -> None:
         self.files = {case.id: case for case in files}
         self.labels = labels
@@ -75,7 +79,7 @@ class SegmentationItems(Dataset[dict[str, Any]]):
                 room -= size
             on_case()
 
-    def _read(self, case_id: str, on_read: OnRead = lambda _files, _case: None) -> list[Case]:
+    def _read(self, case_id: str, on_read: OnRead = unnoticed) -> list[Case]:
         files = self.files[case_id]
         case = read_case(files, self.labels)
         on_read(files, case)

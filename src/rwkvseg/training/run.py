@@ -30,6 +30,7 @@ from rwkvseg.training.datamodule import SegmentationData
 from rwkvseg.training.freezing import freeze_encoder
 from rwkvseg.training.fusion import FusionHistory, read_sections
 from rwkvseg.training.history import History, TrainingProgress
+from rwkvseg.training.items import unnoticed
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import (
@@ -108,7 +109,7 @@ class _Run:
                 self.labels,
                 self.recipe,
                 on_case=advance,
-                on_read=(lambda _files, _case: None) if is_described else fingerprint.take,
+                on_read=unnoticed if is_described else fingerprint.take,
                 scratch=self.out / "volumes",
             )
             check = normalise if self.recipe.preprocessing.dimensions == 2 else plan_grid

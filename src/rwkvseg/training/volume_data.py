@@ -36,7 +36,7 @@ from rwkvseg.data.volume_patches import (
 from rwkvseg.data.volumes import to_network_grid
 from rwkvseg.errors import OutputError
 from rwkvseg.output import write_atomically
-from rwkvseg.training.items import OnRead
+from rwkvseg.training.items import OnRead, unnoticed
 from rwkvseg.training.recipe import Recipe
 
 
@@ -153,7 +153,7 @@ class VolumeItems(Dataset[dict[str, Any]]):
         *,
         augment: bool,
         on_case: Callable[[], None] = lambda: None,
-        on_read: OnRead = lambda _files, _case: None,
+        on_read: OnRead = unnoticed,
         folder: Path | None = None,
     ) -> None:
         assert recipe.preprocessing.patch is not None
