@@ -119,17 +119,15 @@ class Two(nn.Module):
         )  # fmt: skip
 
 
-def trained(call: Any, network: nn.Module, x: Tensor) -> list[Tensor]:
+def trained(call: Any, network: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and buffers; gradients."""
     out = call(x)
     gradients = torch.autograd.grad(out.square().sum(), list(network.parameters()))
-    return [
-        out.detach().clone(),
-        *(part.clone() for part in gradients),
-        *(b.clone() for b in network.buffers()),
-    ]
+    return [part.detach().clone() for part in (out, *network.buffers())], [part.clone() for part in gradients]
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # recording has a stream of its own
 @pytest.mark.parametrize("how", ["recorded", "compiled"])
 def test_recorded_and_compiled_steps_are_the_steps(how: str) -> None:
     torch.manual_seed(0)
@@ -147,7 +145,10 @@ def test_recorded_and_compiled_steps_are_the_steps(how: str) -> None:
         for seed in range(3):
             torch.manual_seed(seed)
             batch = x + torch.randn_like(x)
-            found, wanted = trained(call, network, batch), trained(twin, twin, batch)
-            for a, b in zip(found, wanted, strict=True):  # sums over 1980 pixels, some of which cancel
-                assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-3
+            found, found_gradients = trained(call, network, batch)
+            wanted, wanted_gradients = trained(twin, twin, batch)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+            # the bias before a norm has none but rounding, so all are held against the largest
+            largest = max(float(gradient.abs().max()) for gradient in wanted_gradients)
+            torch.testing.assert_close(found_gradients, wanted_gradients, rtol=0, atol=1e-5 * largest)
     assert [int(norm.num_batches_tracked) for norm in network.norms] == [3, 3]
