@@ -62,6 +62,7 @@ def pack_finished(options: argparse.Namespace) -> None:
     """Replace the archive by one of all finished runs."""
     if options.pack is None:
         return
+    options.pack.parent.mkdir(parents=True, exist_ok=True)
     unfinished = options.pack.with_suffix(".part")
     with tarfile.open(unfinished, "w:gz") as archive:
         for name, *_ in options.row:
