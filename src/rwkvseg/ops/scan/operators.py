@@ -1,0 +1,66 @@
+"""The Triton form of the selective scan as an operator of torch: shapes for tracing, gradients, refusals.
+
+Saved for the backward pass: the inputs, and nothing per state. The kernels are imported at the first call.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkvseg.ops.backends import refuse_transforms
+
+
+@torch.library.custom_op("rwkvseg::selective_scan", mutates_args=())
+def triton_selective_scan(
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, reverse: bool
+) -> Tensor:
+    """See `rwkvseg.ops.selective_scan.selective_scan`, which checks the arguments."""
+    from rwkvseg.ops.scan import triton_launch
+
+    return triton_launch.forward(x, step, rate, b, c, reverse)
+
+
+@torch.library.custom_op("rwkvseg::selective_scan_backward", mutates_args=())
+def triton_selective_scan_backward(
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, g: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, step, rate, b and c, each in its dtype."""
+    from rwkvseg.ops.scan import triton_launch
+
+    return triton_launch.backward(x, step, rate, b, c, g, reverse)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@triton_selective_scan.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return _like(x)
+
+
+@triton_selective_scan_backward.register_fake
+def _(
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, g: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _like(x), _like(step), _like(rate), _like(b), _like(c)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return *triton_selective_scan_backward(*ctx.saved_tensors, g, ctx.reverse), None
+
+
+triton_selective_scan.register_autograd(_gradients, setup_context=_save)
+refuse_transforms(
+    triton_selective_scan,
+    triton_selective_scan_backward,
+    name="selective_scan",
+    backend="triton",
+    instead="torch",
+)
