@@ -6,6 +6,7 @@ without biases where SpatialMix has none, know no fixed size, and export to stan
 
 import math
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from rwkvseg.errors import UsageError
 from rwkvseg.models.mixing import SpatialMix
 from rwkvseg.ops.backends import is_exporting
 from rwkvseg.ops.selective_scan import scan_backend, selective_scan
+from rwkvseg.ops.token_conv import causal_conv_silu
 
 MAX_HEADS = 8
 
@@ -172,7 +174,8 @@ class CausalScan(nn.Module):
         return mixed.flip(1) if self.reverse else mixed
 
     def _scan(self, x: Tensor, backend: str, *, reverse: bool) -> Tensor:
-        x = self._convolve(x, reverse=reverse)
+        bias = cast(Tensor, self.conv.bias)
+        x = causal_conv_silu(x, self.conv.weight, bias, reverse=reverse, backend=backend)
         low_rank, b, c = self.select(x).split(self.splits, dim=2)
         rate = -self.log_rate.exp().view(x.shape[2], -1)
         inputs = (x, F.softplus(self.step(low_rank)), rate, b, c)
@@ -182,10 +185,3 @@ class CausalScan(nn.Module):
         else:
             scanned = scan(*inputs)
         return scanned + self.skip * x
-
-    def _convolve(self, x: Tensor, *, reverse: bool) -> Tensor:
-        """SiLU of the convolution, which sees no later token; in reverse no earlier one."""
-        taps = self.conv.weight.flip(2) if reverse else self.conv.weight
-        ahead = taps.shape[2] - 1
-        maps = F.conv1d(x.transpose(1, 2), taps, self.conv.bias, padding=ahead, groups=x.shape[2])
-        return F.silu(maps.narrow(2, ahead if reverse else 0, x.shape[1]).transpose(1, 2))
