@@ -35,11 +35,12 @@ def upstream(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float3
 
 
 def definition(*leaves: Tensor, reverse: bool = False) -> Tensor:
-    x, step, rate, b, c = leaves
+    x, step, rate, b, c, *skip = leaves
+    added = skip[0] * x if skip else torch.zeros_like(x)
     if reverse:
         x, step, b, c = (part.flip(1) for part in (x, step, b, c))
     out = naive_selective_scan(x, step, rate, b, c)
-    return out.flip(1) if reverse else out
+    return (out.flip(1) if reverse else out) + added
 
 
 def by(backend: str, reverse: bool = False) -> Any:
@@ -84,6 +85,14 @@ def test_values_and_gradients_match_the_definition(
 @with_triton
 def test_in_many_chunks(shape: tuple[int, int, int, int], reverse: bool, backend: str, device: str) -> None:
     assert_as_defined(shape, backend, device, reverse=reverse)
+
+
+@on_every_place
+def test_with_a_skip(backend: str, device: str) -> None:
+    for shape, reverse in (((2, 9, 5, 3), False), ((1, 6, 33, 1), True)):
+        leaves, gs = [*leaves_of(shape), random(shape[2], seed=7)], upstream(shape)
+        found = run(by(backend, reverse), leaves, gs, device)
+        assert max(errors(found, exact(partial(definition, reverse=reverse), leaves, gs))) < 2e-6
 
 
 @pytest.mark.slow
@@ -141,8 +150,9 @@ def test_opcheck(backend: str, device: str) -> None:
     low, full = torch.bfloat16, torch.float32
     leaves = [x.to(device) for x in leaves_of((2, 5, 3, 3), (low, full, full, low, low))]
     g = upstream((2, 5, 3, 3), low)[0].to(device)
-    torch.library.opcheck(operators.triton_selective_scan_backward, (*leaves, g, True))
-    torch.library.opcheck(operators.triton_selective_scan, (*(x.requires_grad_() for x in leaves), False))
+    torch.library.opcheck(operators.triton_selective_scan_backward, (*leaves, None, g, True))
+    leaves = [x.requires_grad_() for x in (*leaves, random(3, seed=7).to(device))]
+    torch.library.opcheck(operators.triton_selective_scan, (*leaves, False))
 
 
 @with_triton
@@ -199,6 +209,8 @@ def test_shapes_are_checked(number: int, shape: tuple[int, ...], says: str) -> N
 
 def test_kinds_are_checked() -> None:
     x, *rest = leaves_of((2, 5, 3, 4))
+    with pytest.raises(ShapeError, match=r"skip has shape \(4,\)"):
+        selective_scan(x, *rest, torch.zeros(4))
     with pytest.raises(UsageError, match=r"x torch\.int64 on cpu"):
         selective_scan(x.long(), *rest)
 

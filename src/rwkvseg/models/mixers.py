@@ -179,9 +179,11 @@ class CausalScan(nn.Module):
         low_rank, b, c = self.select(x).split(self.splits, dim=2)
         rate = -self.log_rate.exp().view(x.shape[2], -1)
         inputs = (x, F.softplus(self.step(low_rank)), rate, b, c)
-        scan = partial(selective_scan, reverse=reverse, backend=backend)
-        if backend == "torch" and torch.is_grad_enabled() and not is_exporting():
+        if backend == "triton":
+            return selective_scan(*inputs, self.skip, reverse=reverse, backend=backend)
+        if torch.is_grad_enabled() and not is_exporting():
+            scan = partial(selective_scan, reverse=reverse, backend=backend)
             scanned: Tensor = checkpoint(scan, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            scanned = scan(*inputs)
+            scanned = selective_scan(*inputs, reverse=reverse, backend=backend)
         return scanned + self.skip * x

@@ -52,6 +52,7 @@ def selective_scan(
     rate: Tensor,
     b: Tensor,
     c: Tensor,
+    skip: Tensor | None = None,
     *,
     reverse: bool = False,
     backend: str = "auto",
@@ -67,6 +68,7 @@ def selective_scan(
         rate: negative rates (E, N).
         b: shares of the values that enter the states (B, T, N).
         c: shares of the states that are read (B, T, N).
+        skip: shares of the values that are added to the result (E,), or None.
         reverse: Whether the scan goes from the last token to the first.
         backend: "auto" takes the fastest for the device; "torch" is plain torch, whose largest temporary has
             T / 8 E N elements without gradients and several times T E N with them; "triton" holds the states
@@ -87,13 +89,18 @@ def selective_scan(
         True
     """
     _check(x, step, rate, b, c)
-    if scan_backend(backend, [x, step, rate, b, c], states=rate.shape[1]) == "triton":
-        out: Tensor = triton_selective_scan(x, step, rate, b, c, reverse)
+    tensors = [x, step, rate, b, c]
+    if skip is not None:
+        _check_skip(skip, x)
+        tensors.append(skip)
+    if scan_backend(backend, tensors, states=rate.shape[1]) == "triton":
+        out: Tensor = triton_selective_scan(x, step, rate, b, c, skip, reverse)
         return out
     if reverse:
-        x, step, b, c = (part.flip(1) for part in (x, step, b, c))
-    out = _by_torch(x, step, rate, b, c)
-    return out.flip(1) if reverse else out
+        out = _by_torch(x.flip(1), step.flip(1), rate, b.flip(1), c.flip(1)).flip(1)
+    else:
+        out = _by_torch(x, step, rate, b, c)
+    return out if skip is None else (out + skip * x).to(x.dtype)
 
 
 def scan_backend(backend: str, tensors: Sequence[Tensor], *, states: int) -> str:
@@ -120,6 +127,12 @@ def _check(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> None:
                 f"{tuple(rate.shape)}; give {tuple(shape)}"
             )
     check_floating(x=x, step=step, rate=rate, b=b, c=c)
+
+
+def _check_skip(skip: Tensor, x: Tensor) -> None:
+    if skip.shape != x.shape[2:]:
+        raise ShapeError(f"skip has shape {tuple(skip.shape)} but x has {x.shape[2]} channels; give (E,)")
+    check_floating(x=x, skip=skip)
 
 
 def _by_torch(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -13,22 +13,22 @@ from rwkvseg.ops.backends import refuse_transforms
 
 @torch.library.custom_op("rwkvseg::selective_scan", mutates_args=())
 def triton_selective_scan(
-    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, reverse: bool
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, reverse: bool
 ) -> Tensor:
     """See `rwkvseg.ops.selective_scan.selective_scan`, which checks the arguments."""
     from rwkvseg.ops.scan import triton_launch
 
-    return triton_launch.forward(x, step, rate, b, c, reverse)
+    return triton_launch.forward(x, step, rate, b, c, skip, reverse)
 
 
 @torch.library.custom_op("rwkvseg::selective_scan_backward", mutates_args=())
 def triton_selective_scan_backward(
-    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, g: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, step, rate, b and c, each in its dtype."""
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, g: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, step, rate, b and c, each in its dtype, and that of skip in float32, or (0,)."""
     from rwkvseg.ops.scan import triton_launch
 
-    return triton_launch.backward(x, step, rate, b, c, g, reverse)
+    return triton_launch.backward(x, step, rate, b, c, skip, g, reverse)
 
 
 @torch.library.custom_op("rwkvseg::causal_conv_silu", mutates_args=())
@@ -60,9 +60,10 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @triton_selective_scan_backward.register_fake
 def _(
-    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, g: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _like(x), _like(step), _like(rate), _like(b), _like(c)
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, g: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gskip = x.new_empty(0 if skip is None else x.shape[2], dtype=torch.float32)
+    return _like(x), _like(step), _like(rate), _like(b), _like(c), gskip
 
 
 @triton_causal_conv_silu.register_fake
@@ -82,7 +83,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    return *triton_selective_scan_backward(*ctx.saved_tensors, g, ctx.reverse), None
+    skip = ctx.saved_tensors[5]
+    *gradients, gskip = triton_selective_scan_backward(*ctx.saved_tensors, g, ctx.reverse)
+    return *gradients, None if skip is None else gskip.to(skip.dtype), None
 
 
 def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -44,9 +44,12 @@ def cut(shape: torch.Size, states: int) -> Walk:
     return Walk(batch, tokens, channels, triton.next_power_of_2(states), length, -(-tokens // length))
 
 
-def forward(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
+def forward(
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, reverse: bool
+) -> Tensor:
     """See `rwkvseg.ops.selective_scan.naive_selective_scan` for shapes; out has the dtype of x."""
     walk = cut(x.shape, rate.shape[1])
+    skip = skip if skip is None else skip.contiguous()
     x, step, out = x.contiguous(), step.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rates, shares, each = _rates(rate, walk), _shares(b, c, walk), (walk.batch, walk.chunks)
     with torch.cuda.device_of(x):
@@ -55,21 +58,23 @@ def forward(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, reverse
             sums, ends = _empty(x, *each, walk.channels), _empty(x, *each, walk.states, walk.channels)
             _walk(walk, BLOCK, reverse, x, step, rates, shares, sums=sums, ends=ends)
             starts = _join(walk, rates, sums, ends, backwards=False)
-        _walk(walk, BLOCK, reverse, x, step, rates, shares, starts=starts, out=out)
+        _walk(walk, BLOCK, reverse, x, step, rates, shares, skip=skip, starts=starts, out=out)
     return out
 
 
 def backward(
-    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, g: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, step, rate, b and c, each in its dtype."""
+    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, g: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return gradients of x, step, rate, b, c in their dtypes, and of skip in float32, (0,) without one."""
     walk = cut(x.shape, rate.shape[1])
+    skip = skip if skip is None else skip.contiguous()
     x, step, g = x.contiguous(), step.contiguous(), g.contiguous()
     rates, shares, each = _rates(rate, walk), _shares(b, c, walk), (walk.batch, walk.chunks)
     chunked, blocks = walk.chunks > 1, walk.length // BLOCK_BACKWARD
     kept = _empty(x, *each, blocks, walk.states, walk.channels)
     kept_sums = _empty(x, *each, blocks, walk.channels)
     grates = _empty(x, *each, walk.states, walk.channels)
+    gskip = _empty(x, *each, walk.channels if skip is not None else 0)
     gx, gstep = torch.empty_like(x), torch.empty_like(step)
     tiles = -(-walk.channels // CHANNELS_BACKWARD)
     gshares = _empty(x, 2, tiles, walk.batch, walk.tokens, walk.states)
@@ -90,27 +95,29 @@ def backward(
             starts = _join(walk, rates, sums, ends, backwards=False)
             arrivals = _join(walk, rates, sums, returns, backwards=True)
         scan_bwd_kernel[walk.grid(walk.chunks, CHANNELS_BACKWARD)](
-            x, step, rates, shares, g, starts, kept, kept_sums, arrivals, gx, gstep, gshares, grates,
+            x, step, rates, shares, skip, g, starts, kept, kept_sums, arrivals,
+            gx, gstep, gshares, grates, gskip,
             walk.tokens, walk.length, walk.chunks, blocks, walk.batch,
             E=walk.channels, N=walk.states, REVERSE=reverse, BLOCK=BLOCK_BACKWARD, CHANNELS=CHANNELS_BACKWARD,
-            CHUNKED=chunked, num_warps=1,
+            SKIP=skip is not None, CHUNKED=chunked, num_warps=1,
         )  # fmt: skip
     states = rate.shape[1]
     grate = grates.sum((0, 1))[:states].t().to(rate.dtype)
     gb, gc = (part[..., :states].sum(0) for part in gshares)
-    return gx, gstep, grate.contiguous(), gb.to(b.dtype), gc.to(c.dtype)
+    return gx, gstep, grate.contiguous(), gb.to(b.dtype), gc.to(c.dtype), gskip.sum((0, 1))
 
 
 def _walk(
     walk: Walk, block: int, reverse: bool, x: Tensor, step: Tensor, rates: Tensor, shares: Tensor,
-    *, starts: Tensor | None = None, out: Tensor | None = None, sums: Tensor | None = None,
-    ends: Tensor | None = None, kept: Tensor | None = None, kept_sums: Tensor | None = None,
+    *, skip: Tensor | None = None, starts: Tensor | None = None, out: Tensor | None = None,
+    sums: Tensor | None = None, ends: Tensor | None = None,
+    kept: Tensor | None = None, kept_sums: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Walk every chunk, writing what is given."""
-    options: dict[str, Any] = {"STARTS": starts is not None, "OUT": out is not None}
+    options: dict[str, Any] = {"SKIP": skip is not None, "STARTS": starts is not None, "OUT": out is not None}
     options |= {"ENDS": ends is not None, "KEEP": kept is not None}
     scan_kernel[walk.grid(walk.chunks)](
-        x, step, rates, shares, starts, out, sums, ends, kept, kept_sums,
+        x, step, rates, shares, skip, starts, out, sums, ends, kept, kept_sums,
         walk.tokens, walk.length, walk.chunks, walk.length // block,
         E=walk.channels, N=walk.states, REVERSE=reverse, BLOCK=block, CHANNELS=CHANNELS,
         num_warps=1, **options,

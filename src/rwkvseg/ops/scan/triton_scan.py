@@ -7,6 +7,7 @@ what reaches each, and the last walk begins there. Launched by triton_launch.py.
     x, step, out  (B, T, E)
     rates         (N, E), times log2(e); N: states of a channel, with zeros up to a power of two
     shares        (B, T, 2, N): b and c
+    skip          (E,)
     sums          (B, chunks, E): of the steps of a chunk
     ends, starts  (B, chunks, N, E): what a chunk passes on, what reaches it
     kept          (B, chunks, blocks, N, E): states before each block of BLOCK tokens of a chunk, walked from
@@ -63,10 +64,10 @@ def shares_of(p, start, left, N: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.
 
 @triton.jit(do_not_specialize=["T", "length", "num_chunks", "num_blocks"])
 def scan_kernel(
-    p_x, p_step, p_rates, p_shares, p_starts, p_out, p_sums, p_ends, p_kept, p_kept_sums,
+    p_x, p_step, p_rates, p_shares, p_skip, p_starts, p_out, p_sums, p_ends, p_kept, p_kept_sums,
     T, length, num_chunks, num_blocks,
     E: tl.constexpr, N: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
-    STARTS: tl.constexpr, OUT: tl.constexpr, ENDS: tl.constexpr, KEEP: tl.constexpr,
+    SKIP: tl.constexpr, STARTS: tl.constexpr, OUT: tl.constexpr, ENDS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk, from its start if STARTS; write out, what it passes on, and what is kept, if asked to."""
     i_b, chunk, row, first, tokens, e, n, states = place(length, T, num_chunks, E, N, CHANNELS)
@@ -75,6 +76,8 @@ def scan_kernel(
     state, total = tl.zeros_like(rates), tl.zeros((1, CHANNELS), tl.float32)
     if STARTS:
         state += tl.load(p_starts + row * (N * E) + states, mask=ok, other=0.0)
+    if SKIP:
+        skip = tl.load(p_skip + e, mask=ok, other=0.0).to(tl.float32)
     i = 0
     while i * BLOCK < tokens:
         start, left = token(i_b, first + i * BLOCK, T, REVERSE), tokens - i * BLOCK
@@ -94,6 +97,8 @@ def scan_kernel(
                 total += step
             if OUT:
                 out = tl.sum(cs[j] * state, 0)[None, :]
+                if SKIP:
+                    out += skip * xs[j].to(tl.float32)
                 offset = (start - j if REVERSE else start + j) * E
                 tl.store(p_out + offset + e, out, mask=ok & (j < left))
         i += 1

@@ -6,7 +6,7 @@ on to the token before. The states are walked again, block by block, from what s
     g         gradient of out; gx, gstep: as x, step (B, T, E)
     returns   (B, chunks, N, E): r that leaves a chunk walked from nothing; arrivals: r that reaches it
     gshares   (2, tiles, B, T, N): sums over the channels of a tile, of the gradients of b and of c
-    grates    (B, chunks, N, E): sums over the tokens of a chunk, of the gradient of the rate
+    grates    (B, chunks, N, E): sums over the tokens of a chunk, of the gradient of the rate; gskip: no N
 """
 
 import triton
@@ -41,10 +41,10 @@ def scan_returns_kernel(
 
 @triton.jit(do_not_specialize=["T", "length", "num_chunks", "num_blocks", "num_images"])
 def scan_bwd_kernel(
-    p_x, p_step, p_rates, p_shares, p_g, p_starts, p_kept, p_kept_sums, p_arrivals,
-    p_gx, p_gstep, p_gshares, p_grates, T, length, num_chunks, num_blocks, num_images,
+    p_x, p_step, p_rates, p_shares, p_skip, p_g, p_starts, p_kept, p_kept_sums, p_arrivals,
+    p_gx, p_gstep, p_gshares, p_grates, p_gskip, T, length, num_chunks, num_blocks, num_images,
     E: tl.constexpr, N: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
-    CHUNKED: tl.constexpr,
+    SKIP: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """Write every gradient of a chunk. CHUNKED: it is not the only one, so starts and arrivals are read."""
     i_b, chunk, row, first, tokens, e, n, states = place(length, T, num_chunks, E, N, CHANNELS)
@@ -55,6 +55,9 @@ def scan_bwd_kernel(
     ok = e < E
     rates = tl.load(p_rates + states, mask=ok, other=0.0)
     r, grates = tl.zeros_like(rates), tl.zeros_like(rates)
+    skip, gskip = tl.zeros((1, CHANNELS), tl.float32), tl.zeros((1, CHANNELS), tl.float32)
+    if SKIP:
+        skip += tl.load(p_skip + e, mask=ok, other=0.0).to(tl.float32)
     if CHUNKED:
         r += tl.load(p_arrivals + row * (N * E) + states, mask=ok, other=0.0)
     i = tl.cdiv(tokens, BLOCK) - 1
@@ -87,9 +90,12 @@ def scan_bwd_kernel(
             r = tl.exp2(step * rates) * own
             of_exponent = r * walked[j]
             grates += step * of_exponent
+            gskip += g * x
             read = tl.sum(bs[j] * own, 0)[None, :]
             of_rate = tl.sum(rates * of_exponent, 0)[None, :] * LN2
-            tl.store(p_gx + here * E + e, step * read, mask=ok & (j < left))
+            tl.store(p_gx + here * E + e, step * read + skip * g, mask=ok & (j < left))
             tl.store(p_gstep + here * E + e, x * read + of_rate, mask=ok & (j < left))
         i -= 1
     tl.store(p_grates + row * (N * E) + states, grates, mask=ok)
+    if SKIP:
+        tl.store(p_gskip + row * E + e, gskip, mask=ok)
