@@ -18,7 +18,7 @@ from rwkvseg.ops.scan.operators import triton_selective_scan
 
 LENGTH = 8
 EXPORT_LEVELS = 2  # of chunks of chunks; leaves (T / LENGTH^3)^2 E N elements, less than T E N below 262,144
-MOST_STATES = 64  # that the Triton form holds in registers
+MOST_STATES = 32  # that the Triton form holds in registers
 NEVER = -1e32  # logarithm of no share at all
 
 

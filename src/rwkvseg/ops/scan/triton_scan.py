@@ -42,10 +42,10 @@ def token(i_b, t, T, REVERSE: tl.constexpr):
 @triton.jit
 def rows(p, start, left, ok, E: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """Return the channels (1, CHANNELS) of BLOCK tokens as they are stored, a tuple. p: of the channels."""
+    p += start * E
     result = ()
     for j in tl.static_range(BLOCK):
-        offset = (start - j if REVERSE else start + j) * E
-        result += (tl.load(p + offset, mask=ok & (j < left), other=0.0),)
+        result += (tl.load(p + (-j * E if REVERSE else j * E), mask=ok & (j < left), other=0.0),)
     return result
 
 
@@ -55,10 +55,11 @@ def shares_of(p, start, left, N: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.
 
     Behind the last token they are those of the last: the step there is zero, so they do not matter.
     """
+    p += start * (2 * N)
     result = ()
     for j in tl.static_range(BLOCK):
-        behind = tl.minimum(j, left - 1)
-        result += (tl.load(p + (start - behind if REVERSE else start + behind) * (2 * N)),)
+        behind = tl.minimum(j, left - 1) * (2 * N)
+        result += (tl.load(p - behind if REVERSE else p + behind),)
     return result
 
 
@@ -99,8 +100,7 @@ def scan_kernel(
                 out = tl.sum(cs[j] * state, 0)[None, :]
                 if SKIP:
                     out += skip * xs[j].to(tl.float32)
-                offset = (start - j if REVERSE else start + j) * E
-                tl.store(p_out + offset + e, out, mask=ok & (j < left))
+                tl.store(p_out + start * E + e + (-j * E if REVERSE else j * E), out, mask=ok & (j < left))
         i += 1
     if ENDS:
         tl.store(p_ends + row * (N * E) + states, state, mask=ok)

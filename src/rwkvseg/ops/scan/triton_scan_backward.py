@@ -82,19 +82,19 @@ def scan_bwd_kernel(
         for j in tl.static_range(BLOCK - 1, -1, -1):
             x, step, g = xs[j].to(tl.float32), steps[j].to(tl.float32), gs[j].to(tl.float32)
             own = cs[j] * g + r
-            here = start - j if REVERSE else start + j
+            here = -j if REVERSE else j
             there = tl.arange(0, N) < tl.where(j < left, N, 0)
             gb, gc = tl.sum(step * x * own, 1), tl.sum(g * walked[j + 1], 1)
-            tl.store(p_gb + here * N, gb, mask=there)
-            tl.store(p_gc + here * N, gc, mask=there)
+            tl.store(p_gb + start * N + here * N, gb, mask=there)
+            tl.store(p_gc + start * N + here * N, gc, mask=there)
             r = tl.exp2(step * rates) * own
             of_exponent = r * walked[j]
             grates += step * of_exponent
             gskip += g * x
             read = tl.sum(bs[j] * own, 0)[None, :]
             of_rate = tl.sum(rates * of_exponent, 0)[None, :] * LN2
-            tl.store(p_gx + here * E + e, step * read + skip * g, mask=ok & (j < left))
-            tl.store(p_gstep + here * E + e, x * read + of_rate, mask=ok & (j < left))
+            tl.store(p_gx + start * E + e + here * E, step * read + skip * g, mask=ok & (j < left))
+            tl.store(p_gstep + start * E + e + here * E, x * read + of_rate, mask=ok & (j < left))
         i -= 1
     tl.store(p_grates + row * (N * E) + states, grates, mask=ok)
     if SKIP:
