@@ -6,7 +6,7 @@ without biases where SpatialMix has none, know no fixed size, and export to stan
 
 import math
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -166,24 +166,27 @@ class CausalScan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token with the earlier ones, in reverse with the later ones."""
-        backend = scan_backend("auto", [x, self.conv.weight, self.log_rate], states=self.splits[1])
-        if backend == "triton":
-            return self._scan(x, backend, reverse=self.reverse)
-        # as a whole, which is fewer flips
-        mixed = self._scan(x.flip(1) if self.reverse else x, backend, reverse=False)
+        chosen = scan_backend("auto", [x, self.conv.weight, self.log_rate], states=self.splits[1])
+        if chosen == "triton":
+            return self._by_kernels(x)
+        mixed = self._by_torch(x.flip(1) if self.reverse else x)
         return mixed.flip(1) if self.reverse else mixed
 
-    def _scan(self, x: Tensor, backend: str, *, reverse: bool) -> Tensor:
-        bias = cast(Tensor, self.conv.bias)
-        x = causal_conv_silu(x, self.conv.weight, bias, reverse=reverse, backend=backend)
-        low_rank, b, c = self.select(x).split(self.splits, dim=2)
-        rate = -self.log_rate.exp().view(x.shape[2], -1)
-        inputs = (x, F.softplus(self.step(low_rank)), rate, b, c)
-        if backend == "triton":
-            return selective_scan(*inputs, self.skip, reverse=reverse, backend=backend)
+    def _by_kernels(self, x: Tensor) -> Tensor:
+        options: dict[str, Any] = {"reverse": self.reverse, "backend": "triton"}
+        x = causal_conv_silu(x, self.conv.weight, cast(Tensor, self.conv.bias), **options)
+        return selective_scan(x, *self._selected(x), self.skip, **options)
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv(x.transpose(1, 2)).narrow(2, 0, x.shape[1]).transpose(1, 2))
+        inputs, scan = (x, *self._selected(x)), partial(selective_scan, backend="torch")
         if torch.is_grad_enabled() and not is_exporting():
-            scan = partial(selective_scan, reverse=reverse, backend=backend)
             scanned: Tensor = checkpoint(scan, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            scanned = selective_scan(*inputs, reverse=reverse, backend=backend)
+            scanned = scan(*inputs)
         return scanned + self.skip * x
+
+    def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps, rates and both shares."""
+        low_rank, b, c = self.select(x).split(self.splits, dim=2)
+        return F.softplus(self.step(low_rank)), -self.log_rate.exp().view(x.shape[2], -1), b, c
