@@ -47,6 +47,12 @@ def by(backend: str, reverse: bool = False) -> Any:
     return partial(selective_scan, reverse=reverse, backend=backend)
 
 
+@pytest.fixture(autouse=True)
+def repeatable_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cuBLAS wants where every test insists on determinism."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @pytest.fixture
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the GPU had nothing to do: chunks of eight tokens."""
@@ -261,7 +267,7 @@ class TestOnTheGPU:
         assert scan_backend("auto", leaves, states=2) == "triton"
         assert scan_backend("auto", [x.double() for x in leaves], states=2) == "torch"
 
-    @pytest.mark.parametrize("shape", [(2, 1000, 96, 16), (1, 9001, 40, 16), (64, 300, 1120, 16)], ids=str)
+    @pytest.mark.parametrize("shape", [(2, 1000, 96, 16), (1, 9001, 40, 16), (64, 100, 400, 16)], ids=str)
     @pytest.mark.parametrize("reverse", [False, True], ids=["forth", "back"])
     def test_against_float64(self, shape: tuple[int, int, int, int], reverse: bool) -> None:
         leaves, gs = leaves_of(shape), upstream(shape)
