@@ -5,6 +5,8 @@ without biases where SpatialMix has none, know no fixed size, and export to stan
 """
 
 import math
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from rwkvseg.errors import UsageError
 from rwkvseg.models.mixing import SpatialMix
 from rwkvseg.ops.backends import is_exporting
-from rwkvseg.ops.selective_scan import selective_scan
+from rwkvseg.ops.selective_scan import scan_backend, selective_scan
+from rwkvseg.ops.token_conv import causal_conv_silu
 
 MAX_HEADS = 8
 
@@ -118,8 +121,7 @@ class FocusedLinearAttention(nn.Module):
 class BiMamba(nn.Module):
     """Bidirectional Mamba of Vision Mamba (arXiv:2401.09417, algorithm 1) over the pixels, row by row.
 
-    x: (B, C, H, W) -> same. Cost O(T*C*C) and, for the scan, O(T*2C*16) in memory too; in training it is
-    computed again for the gradient instead of kept.
+    x: (B, C, H, W) -> same, any number of axes behind C. Cost O(T*C*C) and, for the scan, O(T*2C*16).
     """
 
     def __init__(self, channels: int, *, expansion: int = 2) -> None:
@@ -127,13 +129,13 @@ class BiMamba(nn.Module):
         inner = expansion * channels
         self.project_in = nn.Linear(channels, 2 * inner, bias=False)
         self.forth = CausalScan(inner, rank=math.ceil(channels / 16))
-        self.back = CausalScan(inner, rank=math.ceil(channels / 16))
+        self.back = CausalScan(inner, rank=math.ceil(channels / 16), reverse=True)
         self.output = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token with those before it and with those after it."""
         values, gate = self.project_in(x.flatten(2).transpose(1, 2)).chunk(2, dim=2)  # (B, T, 2C)
-        mixed = self.forth(values) + self.back(values.flip(1)).flip(1)
+        mixed = self.forth(values) + self.back(values)
         out: Tensor = self.output(mixed * F.silu(gate)).transpose(1, 2).unflatten(2, x.shape[2:])
         return out
 
@@ -141,11 +143,15 @@ class BiMamba(nn.Module):
 class CausalScan(nn.Module):
     """One direction of Mamba (arXiv:2312.00752): short convolution, then the selective scan.
 
-    x: (B, T, E) -> same; token t sees the tokens up to t.
+    x: (B, T, E) -> same; token t sees the tokens up to t, in reverse those from t on. In plain torch the scan
+    has memory of O(T*E*states), and is computed again for the gradient instead of kept.
     """
 
-    def __init__(self, channels: int, *, rank: int, states: int = 16, kernel: int = 4) -> None:
+    def __init__(
+        self, channels: int, *, rank: int, states: int = 16, kernel: int = 4, reverse: bool = False
+    ) -> None:
         super().__init__()
+        self.reverse = reverse
         self.splits = (rank, states, states)
         self.conv = nn.Conv1d(channels, channels, kernel, padding=kernel - 1, groups=channels)
         self.select = nn.Linear(channels, sum(self.splits), bias=False)
@@ -159,15 +165,28 @@ class CausalScan(nn.Module):
             self.step.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix every token with the earlier ones."""
-        num_tokens = x.shape[1]
-        x = F.silu(self.conv(x.transpose(1, 2)).narrow(2, 0, num_tokens).transpose(1, 2))
-        low_rank, b, c = self.select(x).split(self.splits, dim=2)
-        rate = -self.log_rate.exp().view(x.shape[2], -1)
-        inputs = (x, F.softplus(self.step(low_rank)), rate, b, c)
+        """Mix every token with the earlier ones, in reverse with the later ones."""
+        chosen = scan_backend("auto", [x, self.conv.weight, self.log_rate], states=self.splits[1])
+        if chosen == "triton":
+            return self._by_kernels(x)
+        mixed = self._by_torch(x.flip(1) if self.reverse else x)
+        return mixed.flip(1) if self.reverse else mixed
+
+    def _by_kernels(self, x: Tensor) -> Tensor:
+        options: dict[str, Any] = {"reverse": self.reverse, "backend": "triton"}
+        x = causal_conv_silu(x, self.conv.weight, cast(Tensor, self.conv.bias), **options)
+        return selective_scan(x, *self._selected(x), self.skip, **options)
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv(x.transpose(1, 2)).narrow(2, 0, x.shape[1]).transpose(1, 2))
+        inputs, scan = (x, *self._selected(x)), partial(selective_scan, backend="torch")
         if torch.is_grad_enabled() and not is_exporting():
-            scanned = checkpoint(selective_scan, *inputs, use_reentrant=False, preserve_rng_state=False)
+            scanned: Tensor = checkpoint(scan, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            scanned = selective_scan(*inputs)
-        out: Tensor = scanned + self.skip * x
-        return out
+            scanned = scan(*inputs)
+        return scanned + self.skip * x
+
+    def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps, rates and both shares."""
+        low_rank, b, c = self.select(x).split(self.splits, dim=2)
+        return F.softplus(self.step(low_rank)), -self.log_rate.exp().view(x.shape[2], -1), b, c

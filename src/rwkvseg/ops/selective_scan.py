@@ -1,18 +1,24 @@
-"""The selective scan of Mamba (arXiv:2312.00752, section 3.3) in plain torch, to be compiled and exported.
+"""The selective scan of Mamba (arXiv:2312.00752, section 3.3); its plain-torch form compiles and exports.
 
-B: batch, T: tokens, E: channels, N: states of a channel. Tokens are cut into n chunks of L, which go through
-their tokens side by side: first from nothing, to learn what each passes on, then from what reaches it.
-Without gradients the largest temporary has T / L E N elements. No exponent is positive: nothing overflows.
+B: batch, T: tokens, E: channels, N: states of a channel. The Triton form is in scan/. In plain torch the
+tokens are cut into n chunks of L, which go through their tokens side by side: first from nothing, to learn
+what each passes on, then from what reaches it. Without gradients the largest temporary has T / L E N
+elements. No exponent is positive: nothing overflows.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkvseg.ops.backends import is_exporting
+from rwkvseg.errors import ShapeError
+from rwkvseg.ops.backends import check_floating, choose_backend, is_exporting
+from rwkvseg.ops.scan.operators import triton_selective_scan
 
 LENGTH = 8
 EXPORT_LEVELS = 2  # of chunks of chunks; leaves (T / LENGTH^3)^2 E N elements, less than T E N below 262,144
+MOST_STATES = 32  # that the Triton form holds in registers
 NEVER = -1e32  # logarithm of no share at all
 
 
@@ -40,8 +46,41 @@ def naive_selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Te
     return torch.stack(out, 1)
 
 
-def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def selective_scan(
+    x: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
     """Selective scan, see `naive_selective_scan`, in chunks; it computes in float32, for float64 in float64.
+
+    The same input gives the same bits, gradients included. Floating dtypes may be mixed; every gradient has
+    the dtype of its tensor.
+
+    Args:
+        x: values (B, T, E).
+        step: positive step sizes (B, T, E).
+        rate: negative rates (E, N).
+        b: shares of the values that enter the states (B, T, N).
+        c: shares of the states that are read (B, T, N).
+        skip: shares of the values that are added to the result (E,), or None.
+        reverse: Whether the scan goes from the last token to the first.
+        backend: "auto" takes the fastest for the device; "torch" is plain torch, whose largest temporary has
+            T / 8 E N elements without gradients and several times T E N with them; "triton" holds the states
+            in registers, saves the inputs alone and has neither second derivative nor vmap.
+
+    Returns:
+        (B, T, E), dtype of x.
+
+    Raises:
+        ShapeError: the shapes do not fit together, or an axis is empty.
+        UsageError: integers, or tensors on several devices.
+        BackendError: an unknown backend, or one that cannot run here.
 
     Example:
         >>> tokens, rate = torch.rand(5, 1, 40, 3).unbind(), -torch.ones(3, 3)
@@ -49,6 +88,54 @@ def selective_scan(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) 
         >>> torch.allclose(fast, slow, atol=1e-4)
         True
     """
+    _check(x, step, rate, b, c)
+    tensors = [x, step, rate, b, c]
+    if skip is not None:
+        _check_skip(skip, x)
+        tensors.append(skip)
+    if scan_backend(backend, tensors, states=rate.shape[1]) == "triton":
+        out: Tensor = triton_selective_scan(x, step, rate, b, c, skip, reverse)
+        return out
+    if reverse:
+        out = _by_torch(x.flip(1), step.flip(1), rate, b.flip(1), c.flip(1)).flip(1)
+    else:
+        out = _by_torch(x, step, rate, b, c)
+    return out if skip is None else (out + skip * x).to(x.dtype)
+
+
+def scan_backend(backend: str, tensors: Sequence[Tensor], *, states: int) -> str:
+    """Return "torch" or "triton", whichever `selective_scan` takes for such tensors and so many states.
+
+    Raises:
+        BackendError: an unknown backend, or one that cannot run here.
+    """
+    if backend == "auto" and states > MOST_STATES:
+        return "torch"
+    return choose_backend(backend, tensors, available=("torch", "triton"), fallback="torch")
+
+
+def _check(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> None:
+    if x.ndim != 3 or 0 in x.shape:
+        raise ShapeError(f"x has shape {tuple(x.shape)}; give (B, T, E) with every axis at least 1")
+    if rate.ndim != 2 or rate.shape[0] != x.shape[2] or rate.shape[1] < 1:
+        raise ShapeError(f"rate has shape {tuple(rate.shape)} but x has {x.shape[2]} channels; give (E, N)")
+    shares = (*x.shape[:2], rate.shape[1])
+    for name, part, shape in (("step", step, tuple(x.shape)), ("b", b, shares), ("c", c, shares)):
+        if part.shape != shape:
+            raise ShapeError(
+                f"{name} has shape {tuple(part.shape)} beside x of {tuple(x.shape)} and rate of "
+                f"{tuple(rate.shape)}; give {tuple(shape)}"
+            )
+    check_floating(x=x, step=step, rate=rate, b=b, c=c)
+
+
+def _check_skip(skip: Tensor, x: Tensor) -> None:
+    if skip.shape != x.shape[2:]:
+        raise ShapeError(f"skip has shape {tuple(skip.shape)} but x has {x.shape[2]} channels; give (E,)")
+    check_floating(x=x, skip=skip)
+
+
+def _by_torch(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values, step, rate, b, c = (part.to(wide) for part in (x, step, rate, b, c))
     length = LENGTH if is_exporting() else min(LENGTH, x.shape[1])
