@@ -27,6 +27,7 @@ from rwkvseg.ops import (
     depthwise_conv2d,
     depthwise_conv3d,
     gated_layer_norm,
+    layer_norm,
     residual_layer_norm,
     shift_and_mix,
     spatial_shift_and_mix,
@@ -36,6 +37,8 @@ SHAPES = [(24, 28, 28, 576), (24, 14, 14, 960)]  # (B, H, W, C)
 ODD = ((2, 13, 9, 70), (3, 1, 7, 33), (2, 28, 28, 576), (2, 14, 14, 960))
 NORM_SHAPES = [(32, 128, 128, 96), (32, 64, 64, 180), (32, 32, 32, 576), (32, 16, 16, 960)]
 OWN_SHAPES = {  # (B, H, W, C) or (B, D, H, W, C)
+    "layer norm": [(24, 28, 28, 144), (24, 14, 14, 240)],
+    "squared layer norm": [(24, 112, 112, 288), (8, 6, 8, 6, 960)],
     "batch norm relu": [(32, 256, 256, 3), (32, 128, 128, 240), *NORM_SHAPES],
     "batch norm silu": NORM_SHAPES,
     "batch norm silu add": NORM_SHAPES,
@@ -50,6 +53,8 @@ ODD_VOLUMES = ((2, 5, 3, 7, 34), (1, 1, 9, 2, 13), (2, 12, 16, 12, 48))
 MAPS = {
     "shift 3": (4, 5),
     "shift 2": (3, 4),
+    "layer norm": (2, 3),
+    "squared layer norm": (2, 3),
     "gated": (3, 5),
     "residual": (3, 3),
     "batch norm relu": (3, 5),
@@ -83,6 +88,10 @@ def gated(*x: Tensor, backend: str) -> tuple[Tensor, ...]:
 
 def residual(*x: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, ...]:
     return (residual_layer_norm(*x, scale=scale, backend=backend),)
+
+
+def normed(*x: Tensor, squared_relu: bool, backend: str) -> tuple[Tensor, ...]:
+    return (layer_norm(*x, squared_relu=squared_relu, backend=backend),)
 
 
 def volume_shift(x: Tensor, mixes: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -129,6 +138,9 @@ def build(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     elif name.startswith("shift"):
         number = int(name[-1])
         leaves, gs, operator = [maps[0], *vectors[:number]], maps[1 : 1 + number], shift
+    elif name.endswith("layer norm"):
+        leaves, gs = [maps[0], *vectors[:2]], maps[2:3]
+        operator = partial(normed, squared_relu=name.startswith("squared"))
     else:
         leaves, gs = [*maps[:2], *vectors[:2]], maps[2:3]
         scale = torch.rand(shape[0], device="cuda")

@@ -19,7 +19,7 @@ from ptflops.pytorch_ops import bn_flops_counter_hook
 from torch import Tensor, nn
 
 from rwkvseg.models import RWKVUNet, rwkv_unet, studies
-from rwkvseg.models.blocks import DropPath, LayerNorm2d
+from rwkvseg.models.blocks import DropPath, LayerNorm2d, SquaredReLUNorm
 from rwkvseg.models.mixing import SpatialMix
 from rwkvseg.models.rwkv_unet import CrossChannelMix, Decoder
 
@@ -43,7 +43,7 @@ def published_cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
             print_per_layer_stat=False,
             backend="pytorch",
             ost=io.StringIO(),
-            custom_modules_hooks={LayerNorm2d: bn_flops_counter_hook},
+            custom_modules_hooks=dict.fromkeys((LayerNorm2d, SquaredReLUNorm), bn_flops_counter_hook),
         )
     assert isinstance(macs, int)
     return macs, parameters

@@ -1,9 +1,41 @@
-"""Stochastic depth, and the norm that is added to a residual in one pass."""
+"""Stochastic depth, layer norms over channels, and the one that is added to a residual in one pass."""
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from rwkvseg.models.blocks import DropPath, LayerNorm2d, add_normed
+from rwkvseg.models.blocks import DropPath, LayerNorm2d, SquaredReLUNorm, add_normed
+from rwkvseg.models.blocks3d import LayerNorm3d
+
+NORMS = [(LayerNorm2d, (2, 5, 3, 4)), (LayerNorm3d, (2, 5, 3, 4, 2)), (SquaredReLUNorm, (2, 3, 4, 5))]
+
+
+@pytest.mark.parametrize(("kind", "shape"), NORMS)
+def test_norms_are_torchs_to_the_bit(kind: type[nn.LayerNorm], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm, x = kind(5), torch.randn(shape).requires_grad_()
+    assert set(norm.state_dict()) == {"weight", "bias"}
+    rows = x.relu().square() if kind is SquaredReLUNorm else x.movedim(1, -1)
+    normed = F.layer_norm(rows, (5,), norm.weight, norm.bias, norm.eps)
+    expected = normed if kind is SquaredReLUNorm else normed.movedim(-1, 1)
+    assert torch.equal(norm(x), expected)
+    leaves = [x, *norm.parameters()]
+    g = torch.randn(shape)
+    pairs = zip(*(torch.autograd.grad(y, leaves, g) for y in (norm(x), expected)), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("kind", "shape"), NORMS)
+def test_autocast_widens_no_map(kind: type[nn.LayerNorm], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    norm, x = kind(5).cuda(), torch.randn(shape, device="cuda", dtype=dtype)
+    with torch.autocast("cuda", torch.bfloat16):
+        normed = norm(x)
+    assert normed.dtype == dtype
+    torch.testing.assert_close(normed, norm(x.float()).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -9,7 +9,7 @@ from fused_cases import on_every_place, on_gpu, random, run, with_triton
 from torch import Tensor, nn
 
 from rwkvseg.errors import BackendError
-from rwkvseg.ops import gated_layer_norm, residual_layer_norm, shift_and_mix
+from rwkvseg.ops import gated_layer_norm, layer_norm, residual_layer_norm, shift_and_mix
 from rwkvseg.ops.fused import operators
 
 EPS = 1e-5
@@ -24,11 +24,13 @@ def case(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple
     if name == "shift":
         return shifted, [random(batch, 5, 2, 3, seed=1, dtype=dtype), *(random(5, seed=s) for s in (2, 3))]
     maps = [random(batch, 3, 5, seed=s, dtype=dtype) for s in (1, 2)]
+    if name == "squared":
+        return partial(layer_norm, squared_relu=True), [maps[0], *(random(5, seed=s) for s in (3, 4))]
     function = gated_layer_norm if name == "gated" else residual_layer_norm
     return function, [*maps, *(random(5, seed=s) for s in (3, 4))]
 
 
-on_every_operator = pytest.mark.parametrize("name", ["shift", "gated", "residual"])
+on_every_operator = pytest.mark.parametrize("name", ["shift", "squared", "gated", "residual"])
 
 
 def upstream(function: Any, leaves: list[Tensor]) -> list[Tensor]:
@@ -53,9 +55,14 @@ def test_opcheck_of_the_norms(backend: str, device: str) -> None:
     y, beside, g = (random(2, 3, 5, seed=s, dtype=torch.bfloat16).to(device) for s in (1, 2, 3))
     weight, bias = (random(5, seed=s).to(device) for s in (4, 5))
     scale = torch.tensor([0.5, 2.0], device=device)
+    for squared_relu in (False, True):
+        torch.library.opcheck(operators.triton_layer_norm_backward, (y, weight, g, EPS, squared_relu))
     torch.library.opcheck(operators.triton_gated_layer_norm_backward, (y, beside, weight, bias, g, EPS))
     torch.library.opcheck(operators.triton_residual_layer_norm_backward, (y, weight, scale, g, EPS))
     leaves = [x.requires_grad_() for x in (y, beside, weight, bias)]
+    for squared_relu in (False, True):
+        alone = (leaves[0], *leaves[2:], EPS, squared_relu)
+        torch.library.opcheck(operators.triton_layer_norm, alone)
     torch.library.opcheck(operators.triton_gated_layer_norm, (*leaves, EPS))
     torch.library.opcheck(operators.triton_residual_layer_norm, (*leaves, None, EPS))
     torch.library.opcheck(operators.triton_residual_layer_norm, (*leaves, scale, EPS))
@@ -68,6 +75,7 @@ def test_compiles_into_one_graph(name: str, backend: str, device: str) -> None:
         outs = function(x * 2, *others, backend=backend)
         return tuple(out.tanh() for out in (outs if isinstance(outs, tuple) else (outs,)))
 
+    torch.compiler.reset()  # it counts how often `network` was compiled, whatever `function` is
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (2, 3):
         function, leaves = case(name, batch)
@@ -92,11 +100,12 @@ def test_autocast_changes_no_bit(name: str, dtype: torch.dtype, backend: str, de
 
 
 class Everything(nn.Module):
-    """The three operators one after the other."""
+    """The operators one after the other."""
 
     def forward(self, x: Tensor, share: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y, r = shift_and_mix(x, [share, 1 - share])
-        return residual_layer_norm(gated_layer_norm(y, r, weight, bias), y, weight, bias)
+        gated = gated_layer_norm(layer_norm(y, weight, bias, squared_relu=True), r, weight, bias)
+        return residual_layer_norm(gated, y, weight, bias)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
@@ -156,6 +165,7 @@ def test_only_inputs_are_saved(name: str, backend: str, device: str) -> None:
         function(*(x.to(device).requires_grad_() for x in leaves), backend=backend)
     expected = {
         "shift": [(2, 2, 3, 5), (5,), (5,)],
+        "squared": [(2, 3, 5), (5,)],
         "gated": [(2, 3, 5), (2, 3, 5), (5,), (5,)],
         "residual": [(2, 3, 5), (5,)],
     }

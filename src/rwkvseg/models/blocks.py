@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvseg.errors import ShapeError
-from rwkvseg.ops import batch_norm_act, depthwise_conv2d, residual_layer_norm
+from rwkvseg.ops import batch_norm_act, depthwise_conv2d, layer_norm, residual_layer_norm
 from rwkvseg.ops.backends import is_exporting, launches_are_recorded
 
 EPS = 1e-6  # of every norm over feature maps in the published network; norms over tokens keep torch's 1e-5
@@ -24,7 +24,16 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each pixel over its channels."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed = layer_norm(x.permute(0, 2, 3, 1), self.weight, self.bias, self.eps)
+        return normed.permute(0, 3, 1, 2)
+
+
+class SquaredReLUNorm(nn.LayerNorm):
+    """Squared ReLU and layer norm over the last axis, as in RWKV's channel mix. x: (B, ..., C) -> same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise relu(x)**2."""
+        return layer_norm(x, self.weight, self.bias, self.eps, squared_relu=True)
 
 
 class ConvNormAct(nn.Module):

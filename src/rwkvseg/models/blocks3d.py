@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rwkvseg.models.blocks import DropPath
 from rwkvseg.models.urwkv3d_strides import Triple
-from rwkvseg.ops import depthwise_conv3d, instance_norm
+from rwkvseg.ops import depthwise_conv3d, instance_norm, layer_norm
 
 POINT = (1, 1, 1)
 
@@ -17,7 +17,8 @@ class LayerNorm3d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each voxel over its channels."""
-        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+        normed = layer_norm(x.permute(0, 2, 3, 4, 1), self.weight, self.bias, self.eps)
+        return normed.permute(0, 4, 1, 2, 3)
 
 
 class InstanceNorm3d(nn.Module):

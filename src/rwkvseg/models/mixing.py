@@ -7,6 +7,7 @@ inside `SpatialMix.forward` only. In between, maps are read as (B, H, W, C): a v
 import torch
 from torch import Tensor, nn
 
+from rwkvseg.models.blocks import SquaredReLUNorm
 from rwkvseg.ops import bi_wkv, gated_layer_norm, shift_and_mix
 
 
@@ -57,14 +58,14 @@ class ChannelMix(nn.Module):
         self.mix_k = nn.Parameter(torch.full((channels,), 0.5))
         self.mix_r = nn.Parameter(torch.full((channels,), 0.5))
         self.key = nn.Linear(channels, rate * channels, bias=False)
-        self.norm = nn.LayerNorm(rate * channels)
+        self.norm = SquaredReLUNorm(rate * channels)
         self.receptance = nn.Linear(channels, channels, bias=False)
         self.value = nn.Linear(rate * channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token's channels."""
         for_k, for_r = shift_and_mix(x, [self.mix_k, self.mix_r])  # (B, H, W, C)
-        hidden = self.key(for_k).relu().square()
+        hidden = self.key(for_k)
         r = self.receptance(for_r)
         mixed: Tensor = r.sigmoid() * self.value(self.norm(hidden))
         return mixed.permute(0, 3, 1, 2)

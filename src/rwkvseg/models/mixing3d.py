@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rwkvseg.models.blocks import SquaredReLUNorm
 from rwkvseg.models.urwkv3d_config import URWKV3dConfig
 from rwkvseg.ops import bi_wkv, gated_layer_norm, spatial_shift_and_mix
 from rwkvseg.ops.scan_order import from_tokens, to_tokens
@@ -132,7 +133,7 @@ class ChannelMix3d(nn.Module):
         start = _Start(channels, layer, num_layers, config.init)
         self.shift = ShiftMix3d(start.shares_of_channels(), config)
         self.key = nn.Linear(channels, config.rate * channels, bias=False)
-        self.norm = nn.LayerNorm(config.rate * channels)
+        self.norm = SquaredReLUNorm(config.rate * channels)
         self.receptance = nn.Linear(channels, channels, bias=False)
         self.value = nn.Linear(config.rate * channels, channels, bias=False)
         for linear in (self.key, self.receptance, self.value):
@@ -141,7 +142,7 @@ class ChannelMix3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix every token's channels."""
         for_k, for_r = self.shift(x).unbind()  # (B, D, H, W, C)
-        hidden = self.key(for_k).relu().square()
+        hidden = self.key(for_k)
         mixed: Tensor = self.receptance(for_r).sigmoid() * self.value(self.norm(hidden))
         return mixed.permute(0, 4, 1, 2, 3)
 

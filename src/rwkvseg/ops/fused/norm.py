@@ -1,4 +1,4 @@
-"""Layer norm and what RWKV's blocks do with its result: gate it, or add it to a residual.
+"""Layer norm and what RWKV's blocks do around it: rectify and square, gate, or add to a residual.
 
 B: images, C: channels, ...: any axes between them, tokens or rows and columns.
 """
@@ -9,9 +9,20 @@ from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
 from rwkvseg.ops.backends import check_floating, choose_backend
-from rwkvseg.ops.fused.operators import triton_gated_layer_norm, triton_residual_layer_norm
+from rwkvseg.ops.fused.operators import (
+    triton_gated_layer_norm,
+    triton_layer_norm,
+    triton_residual_layer_norm,
+)
 
 _BACKENDS = ("torch", "triton")
+
+
+def naive_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, squared_relu: bool = False
+) -> Tensor:
+    """Layer norm by its definition, of x or of relu(x)**2, see below."""
+    return F.layer_norm(x.relu().square() if squared_relu else x, weight.shape, weight, bias, eps)
 
 
 def naive_gated_layer_norm(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -27,6 +38,51 @@ def naive_residual_layer_norm(
     if scale is not None:
         normed = normed * scale.to(normed.dtype).view(-1, *[1] * (y.ndim - 1))
     return residual + normed
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    squared_relu: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Normalise x, or relu(x)**2, over its last axis (arXiv:1607.06450).
+
+    The result has the dtype of x whatever autocast says, where torch's own widens a map on GPUs; the Triton
+    form computes in float32. The same input gives the same bits, gradients included.
+
+    Args:
+        x: (B, ..., C), any floating dtype.
+        weight: (C,), dtype of x, or float32 beside a 16-bit x.
+        bias: As `weight`.
+        eps: Added to the variance.
+        squared_relu: Normalise relu(x)**2, the activation in RWKV's channel mix, instead of x.
+        backend: "auto" takes the fastest for the device; "torch" is the definition; "triton" is one pass
+            over memory, without second derivative and vmap.
+
+    Returns:
+        (B, ..., C) in the dtype of x.
+
+    Raises:
+        ShapeError: the shapes do not fit together, or an axis is empty.
+        UsageError: dtypes that do not go together, or tensors on several devices.
+        BackendError: an unknown backend, or one that cannot run here.
+
+    Example:
+        >>> layer_norm(torch.tensor([[-3.0, 2.0]]), torch.ones(2), torch.zeros(2), eps=0.0, squared_relu=True)
+        tensor([[-1.,  1.]])
+    """
+    _check(weight, bias, x=x)
+    tensors = [x, weight, bias]
+    if choose_backend(backend, tensors, available=_BACKENDS, fallback="torch") == "triton":
+        out: Tensor = triton_layer_norm(x, weight, bias, eps, squared_relu)
+        return out
+    return naive_layer_norm(_as_torch_wants(x, weight), weight, bias, eps, squared_relu=squared_relu).to(
+        x.dtype
+    )
 
 
 def gated_layer_norm(
@@ -59,7 +115,7 @@ def gated_layer_norm(
         >>> gated_layer_norm(y, open_gate, torch.ones(2), torch.zeros(2), eps=0.0)
         tensor([[-1.,  1.]])
     """
-    _check(y, weight, bias, r=r)
+    _check(weight, bias, y=y, r=r)
     tensors = [y, r, weight, bias]
     if choose_backend(backend, tensors, available=_BACKENDS, fallback="torch") == "triton":
         out: Tensor = triton_gated_layer_norm(y, r, weight, bias, eps)
@@ -105,7 +161,7 @@ def residual_layer_norm(
         >>> residual_layer_norm(y, residual, torch.ones(2), torch.zeros(2), eps=0.0)
         tensor([[ 9., 21.]])
     """
-    _check(y, weight, bias, residual=residual)
+    _check(weight, bias, y=y, residual=residual)
     tensors = [y, residual, weight, bias]
     if scale is not None:
         _check_scale(scale, y)
@@ -122,21 +178,27 @@ def _as_torch_wants(y: Tensor, weight: Tensor) -> Tensor:
     return y if y.device.type == "cpu" else y.to(weight.dtype)
 
 
-def _check(y: Tensor, weight: Tensor, bias: Tensor, **beside: Tensor) -> None:
+def _check(weight: Tensor, bias: Tensor, **maps: Tensor) -> None:
+    """Refuse what does not fit the first of the maps, which is the one to be normalised."""
+    (first, y), *others = maps.items()
     if y.ndim < 2 or 0 in y.shape:
-        raise ShapeError(f"y has shape {tuple(y.shape)}; give (B, ..., C) with every axis at least 1")
-    for name, x in beside.items():
+        raise ShapeError(f"{first} has shape {tuple(y.shape)}; give (B, ..., C) with every axis at least 1")
+    for name, x in others:
         if x.shape != y.shape:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)} and y {tuple(y.shape)}; give one shape")
+            raise ShapeError(
+                f"{name} has shape {tuple(x.shape)} and {first} {tuple(y.shape)}; give one shape"
+            )
     for name, x in (("weight", weight), ("bias", bias)):
         if x.shape != y.shape[-1:]:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)} but y has {y.shape[-1]} channels; give (C,)")
-    check_floating(y=y, weight=weight, bias=bias, **beside)
+            raise ShapeError(
+                f"{name} has shape {tuple(x.shape)} but {first} has {y.shape[-1]} channels; give (C,)"
+            )
+    check_floating(**maps, weight=weight, bias=bias)
     allowed = (y.dtype, torch.float32) if y.dtype.itemsize == 2 else (y.dtype,)
     if weight.dtype not in allowed or bias.dtype != weight.dtype:
         raise UsageError(
-            f"y has dtype {y.dtype}, weight {weight.dtype}, bias {bias.dtype}; give one floating dtype, "
-            "or float32 weight and bias with a 16-bit y"
+            f"{first} has dtype {y.dtype}, weight {weight.dtype}, bias {bias.dtype}; give one floating "
+            f"dtype, or float32 weight and bias with a 16-bit {first}"
         )
 
 

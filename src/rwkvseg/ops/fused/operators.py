@@ -50,6 +50,24 @@ def triton_spatial_shift_and_mix_backward(
     return triton_shift3d.backward(x, mixes, g, shift, group)
 
 
+@torch.library.custom_op("rwkvseg::layer_norm", mutates_args=())
+def triton_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, squared_relu: bool) -> Tensor:
+    """See `rwkvseg.ops.layer_norm`, which checks the arguments."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.forward(x, weight, bias, eps, squared_relu)
+
+
+@torch.library.custom_op("rwkvseg::layer_norm_backward", mutates_args=())
+def triton_layer_norm_backward(
+    x: Tensor, weight: Tensor, g: Tensor, eps: float, squared_relu: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of weight and bias as one (2, C) in float32."""
+    from rwkvseg.ops.fused import triton_norm
+
+    return triton_norm.backward(x, weight, g, eps, squared_relu)
+
+
 @torch.library.custom_op("rwkvseg::gated_layer_norm", mutates_args=())
 def triton_gated_layer_norm(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `rwkvseg.ops.gated_layer_norm`, which checks the arguments."""
@@ -152,6 +170,16 @@ def _(x: Tensor, mixes: Tensor, g: Tensor, shift: int, group: int) -> tuple[Tens
     return _like(x), mixes.new_empty(mixes.shape, dtype=torch.float32)
 
 
+@triton_layer_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, squared_relu: bool) -> Tensor:
+    return _like(x)
+
+
+@triton_layer_norm_backward.register_fake
+def _(x: Tensor, weight: Tensor, g: Tensor, eps: float, squared_relu: bool) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty((2, x.shape[-1]), dtype=torch.float32)
+
+
 @triton_gated_layer_norm.register_fake
 def _(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _like(y)
@@ -221,6 +249,18 @@ def _spatial_shift_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return gx, of_mixes.to(mixes.dtype), None, None
 
 
+def _save_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.eps, ctx.squared_relu = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _layer_norm_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    gx, of_parameters = triton_layer_norm_backward(x, weight, g, ctx.eps, ctx.squared_relu)
+    gw, gb = of_parameters.to(weight.dtype).unbind()
+    return gx, gw, gb, None, None
+
+
 def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
@@ -271,6 +311,7 @@ def _instance_norm_gradients(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor | None
 triton_instance_norm.register_autograd(_instance_norm_gradients, setup_context=_save_instance_norm)
 triton_shift_and_mix.register_autograd(_shift_gradients, setup_context=_save_shift)
 triton_spatial_shift_and_mix.register_autograd(_spatial_shift_gradients, setup_context=_save_spatial_shift)
+triton_layer_norm.register_autograd(_layer_norm_gradients, setup_context=_save_layer_norm)
 triton_gated_layer_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
 triton_residual_layer_norm.register_autograd(_residual_gradients, setup_context=_save_residual)
 triton_depthwise_conv.register_autograd(_depthwise_gradients, setup_context=_save_depthwise)
@@ -278,6 +319,7 @@ for _forward, _backward, _name in (
     (triton_instance_norm, triton_instance_norm_backward, "instance_norm"),
     (triton_shift_and_mix, triton_shift_and_mix_backward, "shift_and_mix"),
     (triton_spatial_shift_and_mix, triton_spatial_shift_and_mix_backward, "spatial_shift_and_mix"),
+    (triton_layer_norm, triton_layer_norm_backward, "layer_norm"),
     (triton_gated_layer_norm, triton_gated_layer_norm_backward, "gated_layer_norm"),
     (triton_residual_layer_norm, triton_residual_layer_norm_backward, "residual_layer_norm"),
     (triton_depthwise_conv, triton_depthwise_conv_backward, "depthwise_conv"),

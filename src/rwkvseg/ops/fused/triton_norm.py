@@ -1,4 +1,4 @@
-"""Layer norm with its gate or residual in one pass: Triton kernels and how they are launched.
+"""Layer norm, alone or with its neighbours, in one pass: Triton kernels and how they are launched.
 
 A program holds ROWS whole rows on chip, each in CHUNKS pieces of CHUNK channels: so little is padding, and
 a row stays within one warp up to 1024 channels. Statistics are computed anew in the backward pass.
@@ -24,6 +24,24 @@ def _load_rows(p, offset, inside, c, C: tl.constexpr, CHUNK: tl.constexpr, CHUNK
     for j in tl.static_range(CHUNKS):
         mask = inside & (c + j * CHUNK < C)
         pieces += (tl.load(p + offset + j * CHUNK, mask=mask, other=0.0).to(tl.float32),)
+    return pieces
+
+
+@triton.jit
+def _rectified(xs):
+    """Return max(x, 0) of all pieces; NaN stays."""
+    pieces = ()
+    for j in tl.static_range(len(xs)):
+        pieces += (tl.where(xs[j] < 0, 0.0, xs[j]),)
+    return pieces
+
+
+@triton.jit
+def _squared(xs):
+    """Return the squares of all pieces."""
+    pieces = ()
+    for j in tl.static_range(len(xs)):
+        pieces += (xs[j] * xs[j],)
     return pieces
 
 
@@ -64,11 +82,12 @@ def layer_norm_fwd_kernel(
     eps,
     C: tl.constexpr,
     GATED: tl.constexpr,
+    SQUARED_RELU: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """y, beside, out: (num_rows, C). beside: receptance if GATED, else residual. scale: (B,) or None."""
+    """y, beside, out: (num_rows, C). beside: receptance if GATED, residual, or None. scale: (B,) or None."""
     first = tl.program_id(0).to(num_rows.dtype) * ROWS
     tile = first.to(tl.int64) * C  # the only offset that needs 64 bits
     row = tl.arange(0, ROWS)[:, None]
@@ -78,7 +97,10 @@ def layer_norm_fwd_kernel(
     offset = row * C + c
     ys = _load_rows(p_y + tile, offset, inside, c, C, CHUNK, CHUNKS)
     # loaded before the sums over the rows need all of y, so that both loads are under way at once
-    besides = _load_rows(p_beside + tile, offset, inside, c, C, CHUNK, CHUNKS)
+    if p_beside is not None:
+        besides = _load_rows(p_beside + tile, offset, inside, c, C, CHUNK, CHUNKS)
+    if SQUARED_RELU:
+        ys = _squared(_rectified(ys))
     normed, _ = _normalise(ys, inside, c, eps, C, CHUNK)
     if p_scale is not None:
         scale = tl.load(p_scale + (first + row) // rows_per_image, mask=inside, other=0.0).to(tl.float32)
@@ -91,7 +113,7 @@ def layer_norm_fwd_kernel(
             out *= tl.sigmoid(besides[j])
         elif p_scale is not None:
             out = out * scale + besides[j]
-        else:
+        elif p_beside is not None:
             out += besides[j]
         tl.store(p_out + tile + offset + j * CHUNK, out, mask=inside & held)
 
@@ -106,8 +128,8 @@ def _through_gate(g, ungated, p_r, p_gr, mask):
 
 
 @triton.jit
-def _store_gradient(p, offset, inside, c, gs, normed, scale, C: tl.constexpr, CHUNK: tl.constexpr):
-    """Store the gradient of the rows from that of the normed rows."""
+def _store_gradient(p, offset, inside, c, gs, normed, scale, roots, C: tl.constexpr, CHUNK: tl.constexpr):
+    """Store the gradient of the rows from that of the normed rows; of their roots, where there are any."""
     total, along = gs[0], gs[0] * normed[0]
     for j in tl.static_range(1, len(gs)):
         total += gs[j]
@@ -116,6 +138,8 @@ def _store_gradient(p, offset, inside, c, gs, normed, scale, C: tl.constexpr, CH
     mean, share = (tl.sum(total, 1) / C)[:, None], (tl.sum(along, 1) / C)[:, None]
     for j in tl.static_range(len(gs)):
         gradient = scale * (gs[j] - mean - normed[j] * share)
+        if len(roots) > 0:
+            gradient *= 2 * roots[j]
         tl.store(p + offset + j * CHUNK, gradient, mask=inside & (c + j * CHUNK < C))
 
 
@@ -134,6 +158,7 @@ def layer_norm_bwd_kernel(
     rows_per_image,
     eps,
     C: tl.constexpr,
+    SQUARED_RELU: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -153,6 +178,10 @@ def layer_norm_bwd_kernel(
         tile = (first.to(tl.int64) + i_tile * ROWS) * C
         ys = _load_rows(p_y + tile, offset, inside, c, C, CHUNK, CHUNKS)
         gs = _load_rows(p_g + tile, offset, inside, c, C, CHUNK, CHUNKS)
+        roots = ()
+        if SQUARED_RELU:
+            roots = _rectified(ys)
+            ys = _squared(roots)
         normed, deviation = _normalise(ys, inside, c, eps, C, CHUNK)
         if p_scale is not None:
             scale = tl.load(p_scale + (first + row) // rows_per_image, mask=inside, other=0.0).to(tl.float32)
@@ -171,7 +200,7 @@ def layer_norm_bwd_kernel(
             new_b += (sums_b[j] + g,)
             of_normed += (g * weight,)
         sums_w, sums_b = new_w, new_b
-        _store_gradient(p_gy + tile, offset, inside, c, of_normed, normed, deviation, C, CHUNK)
+        _store_gradient(p_gy + tile, offset, inside, c, of_normed, normed, deviation, roots, C, CHUNK)
     for j in tl.static_range(CHUNKS):
         p_row = p_sums + tl.program_id(0).to(tl.int64) * 2 * C + j * CHUNK + tl.arange(0, CHUNK)
         held = tl.arange(0, CHUNK) + j * CHUNK < C
@@ -186,6 +215,11 @@ class _Tile(NamedTuple):
     num_warps: int
 
 
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, squared_relu: bool) -> Tensor:
+    """x: (B, ..., C) -> layer_norm(x), or layer_norm(relu(x)**2), in the dtype of x."""
+    return _forward(x, None, weight, bias, None, eps, out=_empty_like(x), squared_relu=squared_relu)
+
+
 def forward_gated(y: Tensor, r: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """y, r: (B, ..., C) -> layer_norm(y) * sigmoid(r), in the dtype of y."""
     return _forward(y, r, weight, bias, None, eps, out=_empty_like(y), gated=True)
@@ -195,7 +229,12 @@ def forward_residual(
     y: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float
 ) -> Tensor:
     """y, residual: (B, ..., C) -> residual + scale * layer_norm(y), in the dtype of the residual."""
-    return _forward(y, residual, weight, bias, scale, eps, out=_empty_like(residual), gated=False)
+    return _forward(y, residual, weight, bias, scale, eps, out=_empty_like(residual))
+
+
+def backward(x: Tensor, weight: Tensor, g: Tensor, eps: float, squared_relu: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of weight and bias as one (2, C) in float32."""
+    return _backward(x, weight, g, eps, squared_relu=squared_relu)
 
 
 def backward_gated(
@@ -216,21 +255,22 @@ def backward_residual(
 
 def _forward(
     y: Tensor,
-    beside: Tensor,
+    beside: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     scale: Tensor | None,
     eps: float,
     *,
     out: Tensor,
-    gated: bool,
+    gated: bool = False,
+    squared_relu: bool = False,
 ) -> Tensor:
     channels = y.shape[-1]
     num_rows, tile = y.numel() // channels, _tile(channels)
     with torch.cuda.device_of(y):
         layer_norm_fwd_kernel[(triton.cdiv(num_rows, tile.ROWS),)](
             y.contiguous(),
-            beside.contiguous(),
+            None if beside is None else beside.contiguous(),
             weight.contiguous(),
             bias.contiguous(),
             None if scale is None else scale.contiguous(),
@@ -240,6 +280,7 @@ def _forward(
             eps,
             C=channels,
             GATED=gated,
+            SQUARED_RELU=squared_relu,
             **tile._asdict(),
         )
     return out
@@ -255,6 +296,7 @@ def _backward(
     bias: Tensor | None = None,
     gr: Tensor | None = None,
     scale: Tensor | None = None,
+    squared_relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     channels = y.shape[-1]
     num_rows, tile = y.numel() // channels, _tile(channels)
@@ -275,6 +317,7 @@ def _backward(
             num_rows // y.shape[0],
             eps,
             C=channels,
+            SQUARED_RELU=squared_relu,
             TILES=TILES_OF_GRADIENT,
             **tile._asdict(),
         )
