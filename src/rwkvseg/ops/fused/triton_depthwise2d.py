@@ -78,11 +78,9 @@ def _pixels(p, row, rows, column, C, H, W, FIRST: tl.constexpr, NUMBER: tl.const
     there = row.to(tl.uint32) < rows.to(tl.uint32)
     pixels = ()
     for i in tl.static_range(NUMBER):
-        if FIRST + i < 0:  # the first column is inside, so that one side is to be looked at
-            inside = there & (column >= -(FIRST + i))
-        else:
-            inside = there & (column < W - (FIRST + i))
-        pixels += (tl.load(p + (FIRST + i) * C, mask=inside, other=0.0).to(tl.float32),)
+        # the first column is inside, so that one side is to be looked at
+        inside = (column >= -(FIRST + i)) if FIRST + i < 0 else (column < W - (FIRST + i))
+        pixels += (tl.load(p + (FIRST + i) * C, mask=there & inside, other=0.0).to(tl.float32),)
     return pixels
 
 
@@ -207,7 +205,7 @@ def arrange_taps_kernel(
     tl.store(p_taps + i, weight, mask=i < tl.cdiv(C, GROUP) * (SIZE * GROUP))
 
 
-class _Lanes(NamedTuple):
+class Lanes(NamedTuple):
     """How lanes lie over C channels."""
 
     group: int
@@ -217,12 +215,12 @@ class _Lanes(NamedTuple):
     """Lanes of a program, times vector."""
 
 
-def _lanes_over(num_channels: int, warps: int) -> _Lanes:
+def lanes_over(num_channels: int, warps: int) -> Lanes:
     """Few lanes are left over; 32 channels of 16 bit are two sectors of memory."""
     group = 32 if num_channels % 32 == 0 or num_channels > 96 else 16
     group = min(group, triton.next_power_of_2(num_channels))
     vector = VECTOR if num_channels % VECTOR == 0 else 1
-    return _Lanes(group, vector, max(32 * warps * vector, group))
+    return Lanes(group, vector, max(32 * warps * vector, group))
 
 
 def _arranged(weight: Tensor, group: int, *, flipped: bool) -> Tensor:
@@ -241,7 +239,7 @@ def convolve(x: Tensor, weight: Tensor, *, flipped: bool) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     batch, num_channels, height, width = x.shape
-    group, vector, block = _lanes_over(num_channels, WARPS)
+    group, vector, block = lanes_over(num_channels, WARPS)
     patches = batch * triton.cdiv(height, ROWS) * triton.cdiv(width, COLS)
     programs = triton.cdiv(patches, block // group) * triton.cdiv(num_channels, group)
     with torch.cuda.device_of(x):
@@ -258,7 +256,7 @@ def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     x, g = (part.contiguous(memory_format=torch.channels_last) for part in (x, g))
     batch, num_channels, height, width = x.shape
     kernel_h, kernel_w = weight.shape[2:]
-    group, vector, block = _lanes_over(num_channels, WARPS_OF_GRADIENT)
+    group, vector, block = lanes_over(num_channels, WARPS_OF_GRADIENT)
     shares = triton.cdiv(kernel_h, max(1, TAPS // kernel_w))
     taps_h = triton.cdiv(kernel_h, shares)
     others = triton.cdiv(num_channels, group) * triton.cdiv(kernel_h, taps_h)
