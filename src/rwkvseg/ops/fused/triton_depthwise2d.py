@@ -223,6 +223,12 @@ def lanes_over(num_channels: int, warps: int) -> Lanes:
     return Lanes(group, vector, max(32 * warps * vector, group))
 
 
+def taps_of_lane(kernel_h: int, kernel_w: int) -> int:
+    """Rows of a kernel whose weights' gradient is in one lane: shares as equal as can be."""
+    shares = triton.cdiv(kernel_h, max(1, TAPS // kernel_w))
+    return int(triton.cdiv(kernel_h, shares))
+
+
 def _arranged(weight: Tensor, group: int, *, flipped: bool) -> Tensor:
     """Return the weights of every group of channels by themselves, tap by tap."""
     weight = weight.contiguous()
@@ -257,8 +263,7 @@ def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     batch, num_channels, height, width = x.shape
     kernel_h, kernel_w = weight.shape[2:]
     group, vector, block = lanes_over(num_channels, WARPS_OF_GRADIENT)
-    shares = triton.cdiv(kernel_h, max(1, TAPS // kernel_w))
-    taps_h = triton.cdiv(kernel_h, shares)
+    taps_h = taps_of_lane(kernel_h, kernel_w)
     others = triton.cdiv(num_channels, group) * triton.cdiv(kernel_h, taps_h)
     patches = batch * triton.cdiv(height, ROWS_OF_GRADIENT) * triton.cdiv(width, COLS_OF_GRADIENT)
     splits = min(triton.cdiv(patches, block // group), triton.cdiv(PROGRAMS, others))
