@@ -1,6 +1,11 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +46,51 @@ def test_values_and_gradients(
 ) -> None:
     fused, case = partial(depthwise_conv2d, backend=backend), depthwise_case(shape, kernel, dtype)
     assert_as_good(fused, naive_depthwise_conv, *case, backend=backend, device=device)
+
+
+PATCHES_OF_A_GPU = {"ROWS": 4, "COLS": 8, "ROWS_OF_GRADIENT": 4, "COLS_OF_GRADIENT": 8, "VECTOR": 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((2, 6, 9, 17), (5, 5)),  # a patch and one row or column, an even number of channels
+        ((1, 18, 4, 7), (3, 9)),  # patches as high as the map; fewer taps than rows of a patch
+        ((1, 2, 5, 9), (7, 3)),
+        ((1, 3, 3, 2), (9, 11)),  # the kernel is larger than the map and the patch
+    ],
+    ids=str,
+)
+@with_triton
+def test_borders_of_the_patches_of_a_gpu(
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    backend: str,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, number in PATCHES_OF_A_GPU.items():
+        monkeypatch.setattr(f"rwkvseg.ops.fused.triton_depthwise2d.{name}", number)
+    fused, case = partial(depthwise_conv2d, backend=backend), depthwise_case(shape, kernel, torch.bfloat16)
+    assert_as_good(fused, naive_depthwise_conv, *case, backend=backend, device=device)
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_hopper_gpu() -> None:
+    found = find_spec("triton")
+    if found is None or found.origin is None:
+        pytest.skip("the package triton is not installed")
+    if not (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").exists():
+        pytest.skip("this triton has no ptxas")
+    command = [sys.executable, Path(__file__).parent / "compile_depthwise2d.py", "3"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        registers, moved, instructions = map(float, line.split()[3:])
+        assert registers <= 168, line
+        assert moved <= 10, line
+        assert instructions <= 40, line
 
 
 @pytest.mark.gpu
