@@ -4,17 +4,20 @@ Prints a table; times are medians of several repeats after warm-up, hardware and
 
     python benchmarks/bench_network.py --models rwkv_unet_tiny --size 256 --batch 16 --profile
     python benchmarks/bench_network.py --models rwkv_unet_base --batch 32 --recorded --separate-norms
+    python benchmarks/bench_network.py --models rwkv_unet_tiny rwkv_unet_base --size 224 --inference 1 24
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from rwkvseg.inference.recorded_calls import RecordedCalls
 from rwkvseg.models import blocks, create_model
 from rwkvseg.ops.backends import launches_recorded
 from rwkvseg.training.cuda_graphs import graphed
@@ -50,6 +53,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recorded", action="store_true", help="launch CUDA graphs, as training does")
+    parser.add_argument(
+        "--inference",
+        type=int,
+        nargs="+",
+        metavar="BATCH",
+        help="no training: calls as a predictor makes them, eager and recorded, at each of these batches",
+    )
     parser.add_argument(
         "--separate-norms",
         action="store_true",
@@ -106,6 +116,24 @@ def forward_pass(network: torch.nn.Module, options: argparse.Namespace, device: 
     return graph.replay
 
 
+def print_inference(model: str, options: argparse.Namespace, device: str) -> None:
+    """Two rows for each batch: calls launched kernel by kernel, and recorded."""
+    torch.manual_seed(0)
+    network = create_model(model, num_classes=options.classes).eval()
+    network = network.to(device, memory_format=torch.channels_last)
+    autocast = None if options.float32 else torch.bfloat16
+    for batch in options.inference:
+        options.batch = batch
+        image = random_images(options, device)
+        for name, most in (("eager", 0), ("recorded", 1)) if device == "cuda" else (("eager", 0),):
+            calls = RecordedCalls(network, most)
+            with torch.inference_mode():
+                seconds = median_seconds(partial(calls, image, autocast), device, options.repeats)
+            print(
+                f"{model:20s} batch {batch:3d} {name:8s} {1e3 * seconds:8.2f} ms {batch / seconds:8.1f} img/s"
+            )
+
+
 def print_dearest(step: Callable[[], None], device: str) -> None:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as record:
@@ -152,7 +180,13 @@ def main() -> None:
     if options.separate_norms:
         blocks.launches_are_recorded = lambda: False
         how += ", norms by themselves"
-    size = f"{options.size} x {options.size}, batch {options.batch}"
+    size = f"{options.size} x {options.size}"
+    if options.inference:
+        print(f"{name}, torch {torch.__version__}, {size}, {precision}, inference")
+        for model in options.models:
+            print_inference(model, options, device)
+        return
+    size += f", batch {options.batch}"
     print(f"{name}, torch {torch.__version__}, {size}, {precision} {how}")
     for model in options.models:
         print(measure(model, options, device))

@@ -30,6 +30,7 @@ from rwkvseg.errors import UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.freed_memory import can_keep, freed_memory_kept
 from rwkvseg.inference.model_file import ModelDescription, load_model
+from rwkvseg.inference.recorded_calls import MOST_RECORDINGS, RecordedCalls
 from rwkvseg.inference.volume_memory import fit_memory
 from rwkvseg.inference.volume_plan import VolumeOptions, VolumePlan, plan_volume
 from rwkvseg.inference.volume_predictor import OnWindows, predict_volume
@@ -60,6 +61,8 @@ class Predictor:
         precision: "float32" gives the same label maps everywhere but for rounding; "bfloat16" is torch's
             autocast: faster where the processor has instructions for it, with logits of 8 bits. Memory is
             planned as for float32, which takes more.
+        record_calls: on a GPU, record the network's second call of each size of input as a CUDA graph and
+            repeat that: faster, for the memory of the recordings. See recorded_calls.py.
 
     Raises:
         UsageError: options for a network that sees slices; an unknown precision, or one not for this device.
@@ -79,6 +82,7 @@ class Predictor:
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
         keep_memory: bool = False,
         precision: Precision = "float32",
+        record_calls: bool = True,
     ) -> None:
         _check_precision(precision, device)
         self.precision = precision
@@ -95,6 +99,7 @@ class Predictor:
             )
         self.options = options
         self.keep_memory = keep_memory and device.type == "cpu"
+        self._calls = RecordedCalls(self.network, MOST_RECORDINGS if record_calls else 0)
 
     @classmethod
     def from_file(
@@ -106,6 +111,7 @@ class Predictor:
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
         keep_memory: bool = False,
         precision: Precision = "float32",
+        record_calls: bool = True,
     ) -> Self:
         """Load a run folder, a model folder or a file of one.
 
@@ -124,6 +130,7 @@ class Predictor:
             options=options,
             keep_memory=keep_memory,
             precision=precision,
+            record_calls=record_calls,
         )
 
     @property
@@ -229,12 +236,14 @@ class Predictor:
 
     def _window_logits(self, windows: Tensor) -> Tensor:
         windows = windows.to(self.device, torch.float32).contiguous()
-        with self._autocast():
-            logits: Tensor = self.network(windows)
-        return _with_background(logits.float())
+        return _with_background(self._call(windows))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    def _call(self, inputs: Tensor) -> Tensor:
+        """Logits float32 of inputs on the predictor's device."""
+        if self._calls.network is not self.network:
+            self._calls = RecordedCalls(self.network, self._calls.most)
+        logits: Tensor = self._calls(inputs, torch.bfloat16 if self.precision == "bfloat16" else None)
+        return logits.float()
 
     def _network_images(self, slices: list[Case], protocol: Protocol) -> Tensor:
         """(B, C, H, W) of normalised slices of one size."""
@@ -265,9 +274,7 @@ class Predictor:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes, H, W) float32 on the predictor's device; images: (B, C, H, W)."""
         images = images.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            logits: Tensor = self.network(images)
-        return logits.float()
+        return self._call(images)
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkvseg.inference.recorded_calls import first_line
 from rwkvseg.ops.backends import launches_recorded
 
 Network = Callable[..., Any]
@@ -55,9 +56,8 @@ def graphed(
         with _buffers_kept(network), launches_recorded(), mixed:
             torch.cuda.make_graphed_callables(call, example, allow_unused_input=True)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
         warnings.warn(
-            f"training runs without CUDA graphs, since recording failed: {reason}. "
+            f"training runs without CUDA graphs, since recording failed: {first_line(error)}. "
             "It is slower for it, not different; training.cuda_graphs: false avoids the attempt.",
             stacklevel=2,
         )
