@@ -245,6 +245,12 @@ def test_weights_may_change_and_move() -> None:
         calls.network.weight.zero_()
     assert torch.equal(calls(x), calls.network.bias.expand(2, 2))
     assert recorder.asked() == ["replay"]
+    calls.network.weight.data = torch.ones_like(calls.network.weight)
+    assert torch.equal(calls(x), calls.network(x))
+    assert recorder.asked() == ["replay", "drop", "run"]
+    for _ in range(3):
+        calls(x)
+    assert recorder.asked() == ["run", "run", "record", "replay"]
     calls.network.double()
     assert calls(x.double()).dtype == torch.float64
     assert recorder.asked() == ["drop", "run"]
