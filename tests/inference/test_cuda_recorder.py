@@ -73,7 +73,6 @@ def test_recorded_calls_give_the_same_bits(dims: int, autocast: torch.dtype | No
         assert sum(shape.recording is not None for shape in calls._shapes.values()) == min(most, 3)
         for found, wanted in kept:  # compared at the end: no later call may write into an earlier result
             assert found.dtype == wanted.dtype
-            assert found.stride() == wanted.stride()
             assert torch.equal(found, wanted)
 
 

@@ -100,10 +100,9 @@ def test_float32_agrees_with_the_definition(kind, shape: tuple[int, ...], backen
     leaves, gs = case(shape, operator)
     truth = exact(definition, leaves, gs)
     found = errors(run(partial(operator, backend), leaves, gs, device), truth)
-    allowed = errors(
-        run(definition, leaves, gs, "cpu"), truth
-    )  # large where C = 1 leaves nothing but rounding
-    assert all(a <= max(2 * b, 1e-5) for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    allowed = errors(run(definition, leaves, gs, "cpu"), truth)
+    least = 1e-5 if shape[-1] > 1 else 1e-4  # one channel leaves nothing but rounding
+    assert all(a <= max(2 * b, least) for a, b in zip(found, allowed, strict=True)), (found, allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

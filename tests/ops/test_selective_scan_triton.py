@@ -297,6 +297,7 @@ class TestOnTheGPU:
             assert torch.equal(a.detach().cpu(), b)
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own code
+    @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # they are not wanted
     def test_it_compiles_with_inductor(self) -> None:
         torch.manual_seed(0)
         mixer = BiMamba(24).cuda()
