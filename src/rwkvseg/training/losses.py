@@ -51,7 +51,7 @@ class SegmentationLoss(nn.Module):
         return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     def _of_one(self, logits: Tensor, label: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cross_entropy, dice = self.weights
         apart: Tensor = self.cross_entropy(logits, label.long())
         overlap: Tensor = self.dice(logits, label.unsqueeze(1))
