@@ -80,7 +80,11 @@ def _pixels(p, row, rows, column, C, H, W, FIRST: tl.constexpr, NUMBER: tl.const
     for i in tl.static_range(NUMBER):
         # the first column is inside, so that one side is to be looked at
         inside = (column >= -(FIRST + i)) if FIRST + i < 0 else (column < W - (FIRST + i))
-        pixels += (tl.load(p + (FIRST + i) * C, mask=there & inside, other=0.0).to(tl.float32),)
+        pixel = tl.load(p + (FIRST + i) * C, mask=there & inside, other=0.0)
+        if pixel.dtype == tl.bfloat16:  # the same number, by one instruction less for every other pixel
+            pixels += ((pixel.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True),)
+        else:
+            pixels += (pixel.to(tl.float32),)
     return pixels
 
 
