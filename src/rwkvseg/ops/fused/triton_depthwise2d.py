@@ -23,6 +23,8 @@ GLUON_VERSIONS = ("3.6.",)  # of Triton: Gluon is an experiment there
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IN_GLUON = triton.__version__.startswith(GLUON_VERSIONS) and torch.version.hip is None and not INTERPRETED
 ROWS = 4 if IN_GLUON else 2  # of a patch of the convolution
+ROWS_OF_FEW = 2  # where there would be FEW programs or less: on an H200 about 400 run at once
+FEW = 400
 COLS = 8 if IN_GLUON else 4
 ROWS_OF_GRADIENT = 4 if IN_GLUON else 2  # of a patch of the weights' gradient
 COLS_OF_GRADIENT = 8 if IN_GLUON else 4
@@ -227,6 +229,20 @@ def lanes_over(num_channels: int, warps: int) -> Lanes:
     return Lanes(group, vector, max(32 * warps * vector, group))
 
 
+def rows_and_programs(x: Tensor) -> tuple[int, int]:
+    """Rows of a patch of x (B, C, H, W), and how many programs convolve it."""
+    batch, num_channels, height, width = x.shape
+    lanes = lanes_over(num_channels, WARPS)
+    columns, groups = triton.cdiv(width, COLS), triton.cdiv(num_channels, lanes.group)
+
+    def programs(rows: int) -> int:
+        patches = batch * triton.cdiv(height, rows) * columns
+        return int(triton.cdiv(patches, lanes.block // lanes.group) * groups)
+
+    rows = ROWS if programs(ROWS) > FEW else ROWS_OF_FEW
+    return rows, programs(rows)
+
+
 def taps_of_lane(kernel_h: int, kernel_w: int) -> int:
     """Rows of a kernel whose weights' gradient is in one lane: shares as equal as can be."""
     shares = triton.cdiv(kernel_h, max(1, TAPS // kernel_w))
@@ -250,13 +266,12 @@ def convolve(x: Tensor, weight: Tensor, *, flipped: bool) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.channels_last)
     batch, num_channels, height, width = x.shape
     group, vector, block = lanes_over(num_channels, WARPS)
-    patches = batch * triton.cdiv(height, ROWS) * triton.cdiv(width, COLS)
-    programs = triton.cdiv(patches, block // group) * triton.cdiv(num_channels, group)
+    rows, programs = rows_and_programs(x)
     with torch.cuda.device_of(x):
         taps = _arranged(weight, group, flipped=flipped)
         depthwise_conv2d_kernel[(programs,)](
             x, taps, y, batch, num_channels // vector, height, width, *weight.shape[2:],
-            ROWS=ROWS, COLS=COLS, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=rows, COLS=COLS, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return y
 
