@@ -34,7 +34,7 @@ WARPS = 4
 WARPS_OF_GRADIENT = 4
 REGISTERS = 168  # of a thread at most: three programs run on a multiprocessor
 REGISTERS_OF_GRADIENT = 168
-PROGRAMS = 1024  # of the weights' gradient at least, where there is so much work
+PROGRAMS = 792  # of the weights' gradient at most: two rounds of those that run at once
 
 _jit = gluon.jit if IN_GLUON else triton.jit
 
@@ -285,7 +285,7 @@ def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     taps_h = taps_of_lane(kernel_h, kernel_w)
     others = triton.cdiv(num_channels, group) * triton.cdiv(kernel_h, taps_h)
     patches = batch * triton.cdiv(height, ROWS_OF_GRADIENT) * triton.cdiv(width, COLS_OF_GRADIENT)
-    splits = min(triton.cdiv(patches, block // group), triton.cdiv(PROGRAMS, others))
+    splits = min(triton.cdiv(patches, block // group), max(1, PROGRAMS // others))
     parts = torch.empty((splits, kernel_h, kernel_w, num_channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         depthwise_conv2d_weight_kernel[(splits * others,)](
