@@ -33,7 +33,6 @@ from rwkvseg.models import create_model
 
 PASSES = ("forward", "of input", "of weight")
 ALLOWED = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}  # error in units of the largest value
-CHECKED_BATCH = 2  # images of a check
 SMALL = (1, 6, 9, 17)  # (B, C, H, W) of a check on a CPU
 
 
@@ -131,20 +130,25 @@ def refuse_wrong_kernels(cases: Iterable[tuple[int, Convolution]], dtype: torch.
             raise SystemExit(f"wrong at {case}, batch {batch}, {name}: errors {found}; nothing is timed")
 
 
-def compile_kernels(case: Convolution, dtype: torch.dtype, settings: Sequence[str]) -> None:
+def compile_kernels(case: Convolution, batch: int, dtype: torch.dtype, settings: Sequence[str]) -> None:
     """Fill Triton's cache on disk."""
     choose(settings)
-    for call in our_passes(*inputs(1, case._replace(height=8, width=8), dtype, "cuda")):
+    for call in our_passes(*inputs(batch, case, dtype, "cuda")):
         call()
     torch.cuda.synchronize()
 
 
-def compile_side_by_side(cases: Iterable[Convolution], dtype: torch.dtype, settings: Sequence[str]) -> None:
+def compile_side_by_side(
+    cases: Iterable[Convolution], batch: int, dtype: torch.dtype, settings: Sequence[str]
+) -> None:
     """Compile what the cases need, every variant in a process of its own."""
-    variants = {(case.side, *kernels().lanes_over(case.channels, kernels().WARPS)): case for case in cases}
+    ours, variants = kernels(), {}
+    for case in cases:
+        rows, _ = ours.rows_and_programs(torch.empty(batch, *case[:3], device="meta"))
+        variants[case.side, rows, *ours.lanes_over(case.channels, ours.WARPS)] = case
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(variants), os.cpu_count() or 1), mp_context=context) as pool:
-        compiled = functools.partial(compile_kernels, dtype=dtype, settings=settings)
+        compiled = functools.partial(compile_kernels, batch=batch, dtype=dtype, settings=settings)
         list(pool.map(compiled, variants.values()))
 
 
@@ -257,8 +261,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device: give --device cpu to check the kernels, interpreted")
     choose(options.set)
-    compile_side_by_side(cases, dtype, options.set)
-    refuse_wrong_kernels(((CHECKED_BATCH, case) for case in cases), dtype, "cuda")
+    compile_side_by_side(cases, options.batch, dtype, options.set)
+    refuse_wrong_kernels(((options.batch, case) for case in cases), dtype, "cuda")
     print(f"compiled and checked after {time.perf_counter() - started:.0f} s", flush=True)
     torch.backends.cudnn.benchmark = True
     clock = timing.Clock("cuda", budget=0.005)

@@ -1,5 +1,6 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import assert_as_good, depthwise_case, on_every_place, random, run, with_triton
+from fused_cases import (
+    assert_as_good,
+    depthwise_case,
+    interpreted,
+    on_every_place,
+    random,
+    run,
+    with_triton,
+)
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,13 +39,16 @@ CASES = [
 ]
 
 
+KERNELS = "rwkvseg.ops.fused.triton_depthwise2d"
+SMALL = {"ROWS": 2, "FEW": 0, "WARPS": 1, "WARPS_OF_GRADIENT": 1, "PROGRAMS": 8}
+
+
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that maps have several tiles, and a program of the weights' gradient several pieces."""
-    if why_not_triton([torch.empty(1)]) is None:
-        kernels = "rwkvseg.ops.fused.triton_depthwise2d"
-        monkeypatch.setattr(f"{kernels}.PROGRAMS", 8)
-        monkeypatch.setattr(f"{kernels}.ROWS", 2)
+    if why_not_triton([torch.empty(1)]) is None and "real_tiles" not in request.keywords:
+        for name, number in SMALL.items():
+            monkeypatch.setattr(f"{KERNELS}.{name}", number)
 
 
 @pytest.mark.parametrize(("shape", "kernel", "dtype"), CASES, ids=str)
@@ -70,9 +82,22 @@ def test_borders_of_the_patches_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, number in PATCHES_OF_A_GPU.items():
-        monkeypatch.setattr(f"rwkvseg.ops.fused.triton_depthwise2d.{name}", number)
+        monkeypatch.setattr(f"{KERNELS}.{name}", number)
     fused, case = partial(depthwise_conv2d, backend=backend), depthwise_case(shape, kernel, torch.bfloat16)
     assert_as_good(fused, naive_depthwise_conv, *case, backend=backend, device=device)
+
+
+@interpreted
+def test_few_programs_take_smaller_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module(KERNELS)
+    for name, number in {**PATCHES_OF_A_GPU, "WARPS": 4, "ROWS_OF_FEW": 2}.items():
+        monkeypatch.setattr(kernels, name, number)
+    few, many = (torch.empty(32, 160, side, side, device="meta") for side in (16, 32))
+    monkeypatch.setattr(kernels, "FEW", 160)
+    assert kernels.rows_and_programs(few) == (2, 2 * 160)
+    assert kernels.rows_and_programs(many) == (4, 4 * 160)
+    monkeypatch.setattr(kernels, "FEW", 159)
+    assert kernels.rows_and_programs(few) == (4, 160)
 
 
 @pytest.mark.slow
@@ -94,6 +119,7 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.real_tiles
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
     ("channels", "side", "kernel"), [(64, 128, 9), (160, 16, 9), (288, 32, 5), (120, 61, 5)]

@@ -23,6 +23,8 @@ GLUON_VERSIONS = ("3.6.",)  # of Triton: Gluon is an experiment there
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IN_GLUON = triton.__version__.startswith(GLUON_VERSIONS) and torch.version.hip is None and not INTERPRETED
 ROWS = 4 if IN_GLUON else 2  # of a patch of the convolution
+ROWS_OF_FEW = 2  # where there would be FEW programs or less: on an H200 about 400 run at once
+FEW = 400
 COLS = 8 if IN_GLUON else 4
 ROWS_OF_GRADIENT = 4 if IN_GLUON else 2  # of a patch of the weights' gradient
 COLS_OF_GRADIENT = 8 if IN_GLUON else 4
@@ -32,7 +34,7 @@ WARPS = 4
 WARPS_OF_GRADIENT = 4
 REGISTERS = 168  # of a thread at most: three programs run on a multiprocessor
 REGISTERS_OF_GRADIENT = 168
-PROGRAMS = 1024  # of the weights' gradient at least, where there is so much work
+PROGRAMS = 792  # of the weights' gradient at most: two rounds of those that run at once
 
 _jit = gluon.jit if IN_GLUON else triton.jit
 
@@ -80,7 +82,11 @@ def _pixels(p, row, rows, column, C, H, W, FIRST: tl.constexpr, NUMBER: tl.const
     for i in tl.static_range(NUMBER):
         # the first column is inside, so that one side is to be looked at
         inside = (column >= -(FIRST + i)) if FIRST + i < 0 else (column < W - (FIRST + i))
-        pixels += (tl.load(p + (FIRST + i) * C, mask=there & inside, other=0.0).to(tl.float32),)
+        pixel = tl.load(p + (FIRST + i) * C, mask=there & inside, other=0.0)
+        if pixel.dtype == tl.bfloat16:  # the same number, by one instruction less for every other pixel
+            pixels += ((pixel.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True),)
+        else:
+            pixels += (pixel.to(tl.float32),)
     return pixels
 
 
@@ -223,6 +229,20 @@ def lanes_over(num_channels: int, warps: int) -> Lanes:
     return Lanes(group, vector, max(32 * warps * vector, group))
 
 
+def rows_and_programs(x: Tensor) -> tuple[int, int]:
+    """Rows of a patch of x (B, C, H, W), and how many programs convolve it."""
+    batch, num_channels, height, width = x.shape
+    lanes = lanes_over(num_channels, WARPS)
+    columns, groups = triton.cdiv(width, COLS), triton.cdiv(num_channels, lanes.group)
+
+    def programs(rows: int) -> int:
+        patches = batch * triton.cdiv(height, rows) * columns
+        return int(triton.cdiv(patches, lanes.block // lanes.group) * groups)
+
+    rows = ROWS if programs(ROWS) > FEW else ROWS_OF_FEW
+    return rows, programs(rows)
+
+
 def taps_of_lane(kernel_h: int, kernel_w: int) -> int:
     """Rows of a kernel whose weights' gradient is in one lane: shares as equal as can be."""
     shares = triton.cdiv(kernel_h, max(1, TAPS // kernel_w))
@@ -246,13 +266,12 @@ def convolve(x: Tensor, weight: Tensor, *, flipped: bool) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.channels_last)
     batch, num_channels, height, width = x.shape
     group, vector, block = lanes_over(num_channels, WARPS)
-    patches = batch * triton.cdiv(height, ROWS) * triton.cdiv(width, COLS)
-    programs = triton.cdiv(patches, block // group) * triton.cdiv(num_channels, group)
+    rows, programs = rows_and_programs(x)
     with torch.cuda.device_of(x):
         taps = _arranged(weight, group, flipped=flipped)
         depthwise_conv2d_kernel[(programs,)](
             x, taps, y, batch, num_channels // vector, height, width, *weight.shape[2:],
-            ROWS=ROWS, COLS=COLS, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=rows, COLS=COLS, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return y
 
@@ -266,7 +285,7 @@ def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     taps_h = taps_of_lane(kernel_h, kernel_w)
     others = triton.cdiv(num_channels, group) * triton.cdiv(kernel_h, taps_h)
     patches = batch * triton.cdiv(height, ROWS_OF_GRADIENT) * triton.cdiv(width, COLS_OF_GRADIENT)
-    splits = min(triton.cdiv(patches, block // group), triton.cdiv(PROGRAMS, others))
+    splits = min(triton.cdiv(patches, block // group), max(1, PROGRAMS // others))
     parts = torch.empty((splits, kernel_h, kernel_w, num_channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         depthwise_conv2d_weight_kernel[(splits * others,)](
