@@ -12,7 +12,7 @@ from rwkvseg.errors import ShapeError
 from rwkvseg.ops.backends import check_floating, choose_backend
 from rwkvseg.ops.fused.operators import triton_depthwise_conv
 
-_LARGE = 7  # kernels below it are as fast by cuDNN, gradients included (RWKV-UNet tiny and base on an H200)
+_LARGE = 5  # smaller ones are as fast by cuDNN
 
 
 def naive_depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
     Args:
         x: Maps (B, C, H, W), any size >= 1 along every axis; best channels-last.
         weight: Kernels (C, 1, odd, odd).
-        backend: "auto" takes the fastest for the device, torch's own for kernels below 7 x 7; "torch" is
+        backend: "auto" takes the fastest for the device, torch's own for kernels below 5 x 5; "torch" is
             torch's own convolution; "triton" is without second derivative and vmap.
 
     Returns:
