@@ -297,5 +297,8 @@ def test_training_says_in_one_line_why_it_is_not_recorded(monkeypatch: pytest.Mo
         raise AssertionError
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    for name in ("graph_pool_handle", "current_stream", "set_stream"):  # of a GPU
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr("rwkvseg.training.cuda_graphs.end_failed_recording", lambda *_: None)
     with torch.inference_mode(False), pytest.warns(UserWarning, match="failed: AssertionError"):
         assert graphed(nn.Linear(3, 2), (torch.zeros(1, 3),)) is None

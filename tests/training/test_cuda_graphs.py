@@ -87,10 +87,12 @@ class Asks(nn.Module):
 @needs_gpu
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # where it is the process's first use of it
 def test_what_cannot_be_recorded_is_told() -> None:
-    network = Asks().cuda()
+    network, stream = Asks().cuda(), torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="training runs without CUDA graphs"):
         assert graphed(network, (torch.ones(2, 3, device="cuda"),)) is None
-    assert network(torch.ones(2, 3, device="cuda")).shape == (2, 3)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()  # refused, as random numbers are, where torch believes that it records
+    assert network(torch.rand(2, 3, device="cuda")).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,7 @@ class CudaRecorder:
             with torch.cuda.device(x.device), torch.cuda.stream(here), launches_recorded(), recording:
                 y = call(held)
         except BaseException:
-            # torch before 2.12 leaves its allocator within a recording that failed (pytorch/pytorch#180395)
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(x.device.index, self._pool)
+            end_failed_recording(x.device, self._pool)
             raise
         if not isinstance(y, Tensor):
             raise TypeError(f"it returns {type(y).__name__}")
@@ -103,6 +101,19 @@ class CudaRecorder:
         if self._aside is None:
             self._aside = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         return torch.cuda.current_stream(x.device), self._aside
+
+
+def end_failed_recording(device: torch.device, pool: Any) -> None:
+    """Let allocator and random numbers of a device go on after a recording that failed.
+
+    torch before 2.12 leaves both within it (pytorch/pytorch#180395): memory cannot be given back, and the
+    next random number raises. pool: the recording's, from torch.cuda.graph_pool_handle.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+    generator: Any = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())  # the same numbers, outside of any recording
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkvseg.inference.cuda_recorder import end_failed_recording
 from rwkvseg.inference.recorded_calls import first_line
 from rwkvseg.ops.backends import launches_recorded
 
@@ -50,12 +51,15 @@ def graphed(
     quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if quiet is not None:
         quiet(False)
+    pool, here = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
     try:
         # the cache would hand a recorded copy of the weights to what runs outside the recording
         mixed = torch.autocast("cuda", autocast, autocast is not None, cache_enabled=False)
         with _buffers_kept(network), launches_recorded(), mixed:
-            torch.cuda.make_graphed_callables(call, example, allow_unused_input=True)
+            torch.cuda.make_graphed_callables(call, example, allow_unused_input=True, pool=pool)
     except (RuntimeError, AssertionError) as error:
+        torch.cuda.set_stream(here)  # where a recording fails, torch does not go back to it
+        end_failed_recording(example[0].device, pool)
         warnings.warn(
             f"training runs without CUDA graphs, since recording failed: {first_line(error)}. "
             "It is slower for it, not different; training.cuda_graphs: false avoids the attempt.",
