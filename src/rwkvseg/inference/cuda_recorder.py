@@ -113,7 +113,8 @@ def end_failed_recording(device: torch.device, pool: Any) -> None:
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(index, pool)
     generator: Any = torch.cuda.default_generators[index]
-    generator.graphsafe_set_state(generator.clone_state())  # the same numbers, outside of any recording
+    with suppress(RuntimeError):  # the same numbers, outside of any recording
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager
