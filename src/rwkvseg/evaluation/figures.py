@@ -14,7 +14,11 @@ from rwkvseg.output import write_atomically
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
 MARKERS = "os^D"
-PLACES = tuple((x, y) for x in ("left", "right", "center") for y in ("bottom", "top"))  # of a label's anchor
+LEADER = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+# where a label's anchor may lie: its side, and points above its spot; far ones last, with a line to the spot
+PLACES = tuple(
+    (side, end * up) for up in (6, 20, 34) for side in ("left", "right", "center") for end in (1, -1)
+)
 DECADES = 5  # of the scale of a receptive field
 
 
@@ -100,6 +104,7 @@ def draw_tradeoff(points: Sequence[Mapping[str, Any]], front: Sequence[str], pat
 
 def _write_labels(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     """Write each point's label beside it, where it covers no label, point or bar if there is such a place."""
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     axis.figure.draw_without_rendering()
@@ -110,8 +115,8 @@ def _write_labels(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     taken = [Bbox(axis.transData.transform(pair)).padded(7) for pair in ends]
     for spot, point in zip(spots, points, strict=True):
         tried: list[tuple[Any, ...]] = []
-        for side, end in PLACES:
-            offset = ({"left": 6, "right": -6, "center": 0}[side], {"bottom": 6, "top": -6}[end])
+        for side, up in PLACES:
+            offset = ({"left": 6, "right": -6, "center": 0}[side], up)
             label = axis.annotate(
                 f"{point['label']} ({len(point['runs'])})",
                 spot,
@@ -120,9 +125,11 @@ def _write_labels(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
                 fontsize=8,
                 parse_math=False,
                 horizontalalignment=side,
-                verticalalignment=end,
+                verticalalignment="bottom" if up > 0 else "top",
+                arrowprops=None if abs(up) <= PLACES[0][1] else LEADER,
             )
-            box = label.get_window_extent()
+            label.get_window_extent()  # puts it in its place
+            box = Text.get_window_extent(label)  # without its line
             outside = box.xmin < 0 or box.xmax > axis.figure.bbox.xmax
             tried.append((outside, sum(map(box.overlaps, taken)), len(tried), label, box))
         *_, kept, box = min(tried, key=lambda one: one[:3])
