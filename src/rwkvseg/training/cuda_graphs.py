@@ -3,9 +3,10 @@
 Small networks and small batches are bound by the host: a step of U-RWKV (3D) tiny is 2,500 launches.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from rwkvseg.inference.cuda_recorder import end_failed_recording
 from rwkvseg.inference.recorded_calls import first_line
+from rwkvseg.ops.ahead import kernels_compiled_ahead
 from rwkvseg.ops.backends import launches_recorded
 
 Network = Callable[..., Any]
@@ -56,6 +58,8 @@ def graphed(
         # the cache would hand a recorded copy of the weights to what runs outside the recording
         mixed = torch.autocast("cuda", autocast, autocast is not None, cache_enabled=False)
         with _buffers_kept(network), launches_recorded(), mixed:
+            if os.environ.get("RWKVSEG_COMPILE_AHEAD") == "1":
+                compile_kernels_of_step(call, example)
             torch.cuda.make_graphed_callables(call, example, allow_unused_input=True, pool=pool)
     except (RuntimeError, AssertionError) as error:
         torch.cuda.set_stream(here)  # where a recording fails, torch does not go back to it
@@ -73,6 +77,19 @@ def graphed(
         return (call if [part.shape for part in inputs] == shapes else network)(*inputs)
 
     return run
+
+
+def compile_kernels_of_step(network: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Compile the Triton kernels of a forward and a backward pass side by side, without running them.
+
+    Buffers of `network` may change; nothing else does. What fails here is left for the step itself to say.
+    """
+    devices = [example[0].device] if example[0].is_cuda else []
+    with suppress(RuntimeError), torch.random.fork_rng(devices), kernels_compiled_ahead():
+        outputs = network(*example)
+        heads = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        torch.autograd.grad(heads, weights, [torch.zeros_like(head) for head in heads], allow_unused=True)
 
 
 @contextmanager
