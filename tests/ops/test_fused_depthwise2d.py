@@ -83,7 +83,7 @@ def test_values_and_gradients(
     assert_right(shape, kernel, dtype, stride=stride, backend=backend, device=device)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 11), st.integers(1, 11)),
     kernel=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 2),
