@@ -2,9 +2,10 @@
 
     python benchmarks/bench_depthwise.py
     python benchmarks/bench_depthwise.py --models rwkv_unet_tiny --sides 5 --no-torch --set ROWS=2 COLS=8
+    python benchmarks/bench_depthwise.py --strides 2 --set ROWS_OF_INPUT=2 COLS_OF_INPUT=16
     TRITON_INTERPRET=1 python benchmarks/bench_depthwise.py --device cpu --sides 5
 
-Takes every depthwise convolution of stride 1 that runs in the networks (found by running them without
+Takes every depthwise convolution of stride 1 or 2 that runs in the networks (found by running them without
 numbers), checks values and both gradients against torch's in float64, then prints milliseconds of the forward
 pass, of the gradient of the input and of that of the weight, which share of our time reading and writing the
 maps once takes at the speed of a copy measured in the same run, and the sums over each network. Times are of
@@ -43,6 +44,7 @@ class Convolution(NamedTuple):
     height: int
     width: int
     side: int
+    stride: int
 
 
 def convolutions(model: str, size: int) -> Counter[Convolution]:
@@ -53,8 +55,8 @@ def convolutions(model: str, size: int) -> Counter[Convolution]:
     def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         sides = {*module.kernel_size}
         depthwise = module.groups == module.in_channels == module.out_channels > 1
-        if depthwise and module.stride == (1, 1) and len(sides) == 1 and max(sides) > 1:
-            found[Convolution(*inputs[0].shape[1:], max(sides))] += 1
+        if depthwise and module.stride in ((1, 1), (2, 2)) and len(sides) == 1 and max(sides) > 1:
+            found[Convolution(*inputs[0].shape[1:], max(sides), module.stride[0])] += 1
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -67,6 +69,15 @@ def kernels() -> Any:
     from rwkvseg.ops.fused import triton_depthwise2d
 
     return triton_depthwise2d
+
+
+def gradient_of_input(x: Tensor, weight: Tensor, g: Tensor, stride: int) -> Tensor:
+    from rwkvseg.ops.fused import triton_depthwise2d_input
+
+    if stride == 1:
+        gx: Tensor = kernels().convolve(g, weight, flipped=True)
+        return gx
+    return triton_depthwise2d_input.gradient_of_input(x, weight, g)
 
 
 def choose(settings: Sequence[str]) -> None:
@@ -82,40 +93,42 @@ def inputs(batch: int, case: Convolution, dtype: torch.dtype, device: str) -> tu
     """Return x, weight and the gradient of the result."""
     generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device)
-    x, g = (draw(batch, *case[:3]).to(dtype, memory_format=torch.channels_last) for _ in "xg")
+    size = [-(-side // case.stride) for side in (case.height, case.width)]
+    shapes = (case.channels, case.height, case.width), (case.channels, *size)
+    x, g = (draw(batch, *shape).to(dtype, memory_format=torch.channels_last) for shape in shapes)
     return x, draw(case.channels, 1, case.side, case.side), g
 
 
-def our_passes(x: Tensor, weight: Tensor, g: Tensor) -> list[Callable[[], Tensor]]:
+def our_passes(x: Tensor, weight: Tensor, g: Tensor, stride: int) -> list[Callable[[], Tensor]]:
     ours = kernels()
     return [
-        lambda: ours.convolve(x, weight, flipped=False),
-        lambda: ours.convolve(g, weight, flipped=True),
-        lambda: ours.gradient_of_weight(x, weight, g),
+        lambda: ours.convolve(x, weight, flipped=False, stride=stride),
+        lambda: gradient_of_input(x, weight, g, stride),
+        lambda: ours.gradient_of_weight(x, weight, g, stride=stride),
     ]
 
 
-def torch_passes(x: Tensor, weight: Tensor, g: Tensor) -> list[Callable[[], Tensor]]:
+def torch_passes(x: Tensor, weight: Tensor, g: Tensor, stride: int) -> list[Callable[[], Tensor]]:
     padding, groups = weight.shape[2] // 2, x.shape[1]
     weight = weight.to(x.dtype)
 
     def gradient(which: int) -> Tensor:
         mask = [which == 0, which == 1, False]
         gradients = torch.ops.aten.convolution_backward(
-            g, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups, mask
+            g, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, mask
         )
         result: Tensor = gradients[which]
         return result
 
-    forward = functools.partial(F.conv2d, x, weight, padding=padding, groups=groups)
+    forward = functools.partial(F.conv2d, x, weight, stride=stride, padding=padding, groups=groups)
     return [forward, functools.partial(gradient, 0), functools.partial(gradient, 1)]
 
 
-def errors(x: Tensor, weight: Tensor, g: Tensor) -> list[float]:
+def errors(x: Tensor, weight: Tensor, g: Tensor, stride: int) -> list[float]:
     """Largest error of each pass in units of its largest value; NaN counts as infinite."""
-    exact = torch_passes(x.double(), weight.double(), g.double())
+    exact = torch_passes(x.double(), weight.double(), g.double(), stride)
     found = []
-    for ours, theirs in zip(our_passes(x, weight, g), exact, strict=True):
+    for ours, theirs in zip(our_passes(x, weight, g, stride), exact, strict=True):
         truth = theirs()
         error = (ours().double() - truth).abs().nan_to_num(torch.inf).max()
         found.append(float(error / truth.abs().max()))
@@ -125,7 +138,7 @@ def errors(x: Tensor, weight: Tensor, g: Tensor) -> list[float]:
 def refuse_wrong_kernels(cases: Iterable[tuple[int, Convolution]], dtype: torch.dtype, device: str) -> None:
     name = str(dtype).removeprefix("torch.")
     for batch, case in cases:
-        found = errors(*inputs(batch, case, dtype, device))
+        found = errors(*inputs(batch, case, dtype, device), case.stride)
         if max(found) > ALLOWED[name]:
             raise SystemExit(f"wrong at {case}, batch {batch}, {name}: errors {found}; nothing is timed")
 
@@ -133,7 +146,7 @@ def refuse_wrong_kernels(cases: Iterable[tuple[int, Convolution]], dtype: torch.
 def compile_kernels(case: Convolution, batch: int, dtype: torch.dtype, settings: Sequence[str]) -> None:
     """Fill Triton's cache on disk."""
     choose(settings)
-    for call in our_passes(*inputs(batch, case, dtype, "cuda")):
+    for call in our_passes(*inputs(batch, case, dtype, "cuda"), case.stride):
         call()
     torch.cuda.synchronize()
 
@@ -144,8 +157,13 @@ def compile_side_by_side(
     """Compile what the cases need, every variant in a process of its own."""
     ours, variants = kernels(), {}
     for case in cases:
-        rows, _ = ours.rows_and_programs(torch.empty(batch, *case[:3], device="meta"))
-        variants[case.side, rows, *ours.lanes_over(case.channels, ours.WARPS)] = case
+        x = torch.empty(batch, *case[:3], device="meta")
+        patch = (ours.ROWS, ours.COLS) if case.stride == 1 else (ours.ROWS_OF_INPUT, ours.COLS_OF_INPUT)
+        rows = [ours.rows_and_programs(x, *patch)[0]]
+        if case.stride == 2:
+            y = x[..., ::2, ::2]
+            rows.append(ours.rows_and_programs(y, ours.ROWS_STRIDED, ours.COLS_STRIDED)[0])
+        variants[case.side, *rows, *ours.lanes_over(case.channels, ours.WARPS)] = case
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(variants), os.cpu_count() or 1), mp_context=context) as pool:
         compiled = functools.partial(compile_kernels, batch=batch, dtype=dtype, settings=settings)
@@ -170,9 +188,9 @@ def measured(
     beside: bool,
 ) -> Row:
     x, weight, g = inputs(batch, case, dtype, "cuda")
-    ours = [clock(call) for call in our_passes(x, weight, g)]
-    theirs = [clock(call) for call in torch_passes(x, weight, g)] if beside else []
-    return Row(ours, theirs, 2e3 * x.nbytes / speed)
+    ours = [clock(call) for call in our_passes(x, weight, g, case.stride)]
+    theirs = [clock(call) for call in torch_passes(x, weight, g, case.stride)] if beside else []
+    return Row(ours, theirs, 1e3 * (x.nbytes + g.nbytes) / speed)
 
 
 def line(name: str, number: int, row: Row) -> str:
@@ -199,20 +217,21 @@ def total(found: Counter[Convolution], rows: dict[Convolution, Row]) -> Row:
 
 
 def table(networks: dict[str, Counter[Convolution]], rows: dict[Convolution, Row], batch: int) -> list[str]:
-    """Every convolution with its times, then the sums over each network and each side of kernels."""
+    """Every convolution with its times, then the sums over each network, each side and stride of kernels."""
     beside = all(row.torch for row in rows.values())
     columns = [f"{name}{what}" for name in PASSES for what in (" ms", " floor", " torch")[: 2 + beside]]
-    head = ["(B, C, H, W), kernel", "times", *columns]
+    head = ["(B, C, H, W), kernel, stride", "times", *columns]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for case, row in rows.items():
         times = " + ".join(str(found[case]) for found in networks.values())
-        shape = f"({batch}, {case.channels}, {case.height}, {case.width}), {case.side} x {case.side}"
-        lines.append(line(shape, times, row))
+        shape = f"({batch}, {case.channels}, {case.height}, {case.width})"
+        lines.append(line(f"{shape}, {case.side} x {case.side}, {case.stride}", times, row))
     for model, found in networks.items():
         present = Counter({case: number for case, number in found.items() if case in rows})
-        for side in sorted({case.side for case in present}):
-            part = Counter({case: number for case, number in present.items() if case.side == side})
-            lines.append(line(f"{model}, all {side} x {side}", part.total(), total(part, rows)))
+        for kind in sorted({(case.side, case.stride) for case in present}):
+            part = Counter({case: n for case, n in present.items() if (case.side, case.stride) == kind})
+            label = f"{model}, all {kind[0]} x {kind[0]}, {kind[1]}"
+            lines.append(line(label, part.total(), total(part, rows)))
         if present:
             lines.append(line(f"{model}, all", present.total(), total(present, rows)))
     return lines
@@ -228,6 +247,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(ALLOWED), default="bfloat16")
     parser.add_argument(
         "--sides", type=int, nargs="+", help="of the kernels that are timed; all if not given"
+    )
+    parser.add_argument(
+        "--strides", type=int, nargs="+", default=[1, 2], choices=(1, 2), help="those that are timed"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--warm", action="store_true", help="leave data in the second-level cache")
@@ -247,16 +269,19 @@ def main() -> None:
     networks = {model: convolutions(model, options.size) for model in options.models}
     cases = dict.fromkeys(case for found in networks.values() for case in found)
     cases = [case for case in cases if not options.sides or case.side in options.sides]
+    cases = [case for case in cases if case.stride in options.strides]
     if not cases:
-        raise SystemExit(f"--sides {options.sides}: these networks have no such kernels")
+        raise SystemExit(
+            f"these networks have no kernels of sides {options.sides}, strides {options.strides}"
+        )
     if options.device == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
             raise SystemExit("a CPU runs the kernels interpreted: set TRITON_INTERPRET=1 in the environment")
         choose(options.set)
         batch, *shape = SMALL
-        sides = sorted({case.side for case in cases})
-        refuse_wrong_kernels(((batch, Convolution(*shape, side)) for side in sides), dtype, "cpu")
-        print(f"right at {SMALL} for kernels of sides {sides}; nothing is timed on a CPU")
+        kinds = sorted({(case.side, case.stride) for case in cases})
+        refuse_wrong_kernels(((batch, Convolution(*shape, *kind)) for kind in kinds), dtype, "cpu")
+        print(f"right at {SMALL} for kernels of (side, stride) {kinds}; nothing is timed on a CPU")
         return
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device: give --device cpu to check the kernels, interpreted")

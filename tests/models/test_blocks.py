@@ -1,11 +1,14 @@
-"""Stochastic depth, layer norms over channels, and the one that is added to a residual in one pass."""
+"""Stochastic depth, layer norms over channels, the one that is added to a residual in one pass, and which
+convolutions go by our operator.
+"""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkvseg.models.blocks import DropPath, LayerNorm2d, SquaredReLUNorm, add_normed
+from rwkvseg.models import blocks
+from rwkvseg.models.blocks import ConvNormAct, DropPath, LayerNorm2d, SquaredReLUNorm, add_normed
 from rwkvseg.models.blocks3d import LayerNorm3d
 
 NORMS = [(LayerNorm2d, (2, 5, 3, 4)), (LayerNorm3d, (2, 5, 3, 4, 2)), (SquaredReLUNorm, (2, 3, 4, 5))]
@@ -61,3 +64,26 @@ def test_nothing_is_drawn_where_nothing_is_dropped() -> None:
         drawn = DropPath(0.5).draw(x.to(dtype))
         assert drawn is not None
         assert (drawn.shape, drawn.dtype) == ((3,), wide)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "ours"),
+    [(5, 1, 4, True), (5, 2, 4, True), (5, 3, 4, False), (4, 2, 4, False), (5, 2, 2, False)],
+)
+def test_depthwise_convolutions_go_by_the_operator_on_a_gpu(
+    kernel: int, stride: int, groups: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = ConvNormAct(4, 4, kernel, stride=stride, groups=groups, activation=nn.SiLU).eval()
+    x, operator, strides = torch.randn(2, 4, 7, 6), blocks.depthwise_conv2d, []
+
+    def call(x: Tensor, weight: Tensor, *, stride: int) -> Tensor:
+        strides.append(stride)
+        return operator(x, weight, stride=stride)
+
+    expected = block(x)
+    monkeypatch.setattr(blocks, "depthwise_conv2d", call)
+    assert torch.equal(block(x), expected)
+    assert not strides
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True), raising=False)
+    assert torch.equal(block(x), expected)
+    assert strides == [stride] * ours

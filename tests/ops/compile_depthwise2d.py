@@ -2,8 +2,9 @@
 
     python tests/ops/compile_depthwise2d.py 5 7 9
 
-A line a kernel: pass, side, channels side by side, registers, instructions that move registers to memory and
-back, instructions a pixel and channel. Take TRITON_INTERPRET out of the environment.
+A line a kernel: pass, side, stride, channels side by side, registers, instructions that move registers to
+memory and back, instructions a pixel of the input and channel. The gradient of the input has a kernel of its
+own for stride 2 alone. Take TRITON_INTERPRET out of the environment.
 """
 
 import re
@@ -19,9 +20,11 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from rwkvseg.ops.fused import triton_depthwise2d as kernels
+from rwkvseg.ops.fused.triton_depthwise2d_input import depthwise_conv2d_input_kernel
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-POINTERS = {"p_x": "*bf16", "p_y": "*bf16", "p_g": "*bf16", "p_taps": "*fp32", "p_parts": "*fp32"}
+POINTERS = dict.fromkeys(("p_x", "p_y", "p_g", "p_gx"), "*bf16") | {"p_taps": "*fp32", "p_parts": "*fp32"}
+PASSES = [("convolution", 1), ("weights", 1), ("convolution", 2), ("weights", 2), ("input", 2)]
 
 
 def compiled(kernel: Any, constants: dict[str, int], warps: int, registers: int) -> bytes:
@@ -59,33 +62,54 @@ def longest_loop(code: list[tuple[int, str]]) -> int:
     return max(((at - start) // 16 + 1 for at, start in starts if start < at), default=0)
 
 
-def line(name: str, side: int, channels: int) -> str:
-    forward = name == "convolution"
-    warps = kernels.WARPS if forward else kernels.WARPS_OF_GRADIENT
+def patch(name: str, stride: int) -> tuple[int, int]:
+    """Rows and columns of the patch of a lane."""
+    if name == "input":
+        return kernels.ROWS_OF_INPUT, kernels.COLS_OF_INPUT
+    if name == "convolution":
+        return [(kernels.ROWS, kernels.COLS), (kernels.ROWS_STRIDED, kernels.COLS_STRIDED)][stride - 1]
+    strided = kernels.ROWS_OF_GRADIENT_STRIDED, kernels.COLS_OF_GRADIENT_STRIDED
+    return [(kernels.ROWS_OF_GRADIENT, kernels.COLS_OF_GRADIENT), strided][stride - 1]
+
+
+def rounds(name: str, stride: int, side: int, rows: int) -> int:
+    """How often the loop of a kernel runs beyond the once that all its code is counted."""
+    if name == "convolution":
+        return max(0, side - stride * (rows - 1) - 1)
+    top = side // 2 + side // 4 * 2  # as in the kernel of the input's gradient
+    return max(0, top // 2 - (top + rows - side + 1) // 2)
+
+
+def line(name: str, stride: int, side: int, channels: int) -> str:
+    of_weights = name == "weights"
+    warps = kernels.WARPS_OF_GRADIENT if of_weights else kernels.WARPS
     lanes = kernels.lanes_over(channels, warps)
-    rows = kernels.ROWS if forward else kernels.ROWS_OF_GRADIENT
-    cols = kernels.COLS if forward else kernels.COLS_OF_GRADIENT
+    rows, cols = patch(name, stride)
     constants = {"KH": side, "KW": side, "ROWS": rows, "COLS": cols}
     constants |= {"GROUP": lanes.group, "VECTOR": lanes.vector, "BLOCK": lanes.block}
-    taps_h = kernels.taps_of_lane(side, side)
-    if forward:
-        kernel, registers = kernels.depthwise_conv2d_kernel, kernels.REGISTERS
+    if name == "input":
+        kernel, registers = depthwise_conv2d_input_kernel, kernels.REGISTERS
     else:
+        kernel, registers = kernels.depthwise_conv2d_kernel, kernels.REGISTERS
+        constants["STRIDE"] = stride
+    taps_h = kernels.taps_of_lane(side, side)
+    if of_weights:
         kernel, registers = kernels.depthwise_conv2d_weight_kernel, kernels.REGISTERS_OF_GRADIENT
         constants["TAPS_H"] = taps_h
     code, used = disassembled(compiled(kernel, constants, warps, registers))
     loop = longest_loop(code)
     shares = -(-side // taps_h)
-    count = len(code) + loop * max(0, side - rows) if forward else loop * shares
+    count = loop * shares if of_weights else len(code) + loop * rounds(name, stride, side, rows)
+    pixels = rows * cols * (1 if name == "input" else stride**2)
     moved = sum(re.search(r"\b(STL|LDL)\b", text) is not None for _, text in code)
-    return f"{name} {side} {lanes.group} {used} {moved} {count / (rows * cols * lanes.vector):.1f}"
+    return f"{name} {side} {stride} {lanes.group} {used} {moved} {count / (pixels * lanes.vector):.1f}"
 
 
 def main() -> None:
     for side in map(int, sys.argv[1:]):
         for channels in (384, 48):
-            for name in ("convolution", "weights"):
-                print(line(name, side, channels), flush=True)
+            for name, stride in PASSES:
+                print(line(name, stride, side, channels), flush=True)
 
 
 if __name__ == "__main__":

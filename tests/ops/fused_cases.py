@@ -30,11 +30,12 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def depthwise_case(
-    shape: Sequence[int], kernel: Sequence[int], dtype: torch.dtype
+    shape: Sequence[int], kernel: Sequence[int], dtype: torch.dtype, stride: int = 1
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Map and weights of a depthwise convolution, and the gradient of its result."""
     map_and_weights = [random(*shape, seed=1, dtype=dtype), random(shape[1], 1, *kernel, seed=2)]
-    return map_and_weights, [random(*shape, seed=3, dtype=dtype)]
+    size = [-(-side // stride) for side in shape[2:]]
+    return map_and_weights, [random(*shape[:2], *size, seed=3, dtype=dtype)]
 
 
 def spread(x: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ def test_only_what_was_tried_takes_it(
             return 512
 
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
-    monkeypatch.setattr("triton.__version__", version)
+    monkeypatch.setattr("rwkvseg.ops.backends._TRITON_VERSION", version)
     x: Any = OnAGpu()
     assert tiled.takes_shared_memory(x, x) == taken
 

@@ -73,8 +73,9 @@ def test_strided_volumes_and_the_same_bits_twice(backend: str, device: str) -> N
 def test_it_is_an_operator_of_torch(backend: str, device: str) -> None:
     x, g = (random(1, 1, 1, 2, 3, seed=s, dtype=torch.bfloat16).to(device) for s in (1, 2))
     weight = random(1, 1, 1, 1, 3, seed=3).to(device)
-    torch.library.opcheck(operators.triton_depthwise_conv_backward, (x, weight, g))
-    torch.library.opcheck(operators.triton_depthwise_conv, (x.requires_grad_(), weight.requires_grad_()))
+    torch.library.opcheck(operators.triton_depthwise_conv_backward, (x, weight, g, 1))
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    torch.library.opcheck(operators.triton_depthwise_conv, (*leaves, 1))
 
 
 @on_every_place

@@ -56,14 +56,17 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
         )
-        self.depthwise = groups == in_channels == out_channels and stride == 1 and kernel % 2 == 1
+        self.depthwise = groups == in_channels == out_channels and stride in (1, 2) and kernel % 2 == 1
         self.norm = nn.BatchNorm2d(out_channels, eps=EPS)
         self.activation = activation()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         # elsewhere the module itself, which tools that count operations know
-        x = depthwise_conv2d(x, self.conv.weight) if self.depthwise and x.is_cuda else self.conv(x)
+        if self.depthwise and x.is_cuda:
+            x = depthwise_conv2d(x, self.conv.weight, stride=self.conv.stride[0])
+        else:
+            x = self.conv(x)
         return norm_act(x, self.norm, self.activation, residual)
 
 

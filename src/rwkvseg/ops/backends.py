@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +24,12 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CONFUSES_COMPILING = torch.__version__ < "2.13"
 _OLDEST_GPU = 7  # major compute capability that Triton compiles for
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not imported
+try:
+    _TRITON_VERSION = version("triton")
+except PackageNotFoundError:  # or under another name, as on Windows
+    _TRITON_VERSION = ""
+GLUON_VERSIONS = ("3.6.",)
+"""Triton releases whose Gluon, an experiment there, our kernels in it were tried with."""
 # Triton builds what launches its kernels in C, by the first of these; on Windows it brings a compiler along
 _C_COMPILER = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc") or os.name == "nt"
 
@@ -30,6 +37,11 @@ _C_COMPILER = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc
 def triton_is_installed() -> bool:
     """Return whether Triton can be imported here."""
     return _TRITON_IS_INSTALLED
+
+
+def gluon_was_tried() -> bool:
+    """Return whether our kernels in Gluon may run with this release of Triton; elsewhere others do."""
+    return _TRITON_VERSION.startswith(GLUON_VERSIONS)
 
 
 def choose_backend(

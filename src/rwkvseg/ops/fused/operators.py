@@ -107,23 +107,29 @@ def triton_residual_layer_norm_backward(
 
 
 @torch.library.custom_op("rwkvseg::depthwise_conv", mutates_args=())
-def triton_depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """See `rwkvseg.ops.depthwise_conv2d` and `_conv3d`, which check the arguments."""
-    y: Tensor = _depthwise_kernels(x).convolve(x, weight, flipped=False)
-    return y
+def triton_depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """See `rwkvseg.ops.depthwise_conv2d` and `_conv3d`, which check the arguments; volumes have stride 1."""
+    from rwkvseg.ops.fused import triton_depthwise, triton_depthwise2d
+
+    if x.ndim == 5:
+        return triton_depthwise.convolve(x, weight, flipped=False)
+    return triton_depthwise2d.convolve(x, weight, flipped=False, stride=stride)
 
 
 @torch.library.custom_op("rwkvseg::depthwise_conv_backward", mutates_args=())
-def triton_depthwise_conv_backward(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def triton_depthwise_conv_backward(
+    x: Tensor, weight: Tensor, g: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of the weight in float32."""
-    kernels = _depthwise_kernels(x)
-    return kernels.convolve(g, weight, flipped=True), kernels.gradient_of_weight(x, weight, g)
+    from rwkvseg.ops.fused import triton_depthwise, triton_depthwise2d, triton_depthwise2d_input
 
-
-def _depthwise_kernels(x: Tensor) -> Any:
-    from rwkvseg.ops.fused import triton_depthwise, triton_depthwise2d
-
-    return triton_depthwise2d if x.ndim == 4 else triton_depthwise
+    if x.ndim == 5:
+        gx = triton_depthwise.convolve(g, weight, flipped=True)
+        return gx, triton_depthwise.gradient_of_weight(x, weight, g)
+    of_weight = triton_depthwise2d.gradient_of_weight(x, weight, g, stride=stride)
+    if stride == 1:
+        return triton_depthwise2d.convolve(g, weight, flipped=True), of_weight
+    return triton_depthwise2d_input.gradient_of_input(x, weight, g), of_weight
 
 
 @torch.library.custom_op("rwkvseg::instance_norm", mutates_args=())
@@ -202,19 +208,20 @@ def _(y: Tensor, weight: Tensor, scale: Tensor | None, g: Tensor, eps: float) ->
     return _like(y), y.new_empty((2, y.shape[-1]), dtype=torch.float32)
 
 
-def _convolved(x: Tensor) -> Tensor:
+def _convolved(x: Tensor, stride: int) -> Tensor:
     layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-    return torch.empty_like(x, memory_format=layout)
+    size = [(side - 1) // stride + 1 for side in x.shape[2:]]
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @triton_depthwise_conv.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return _convolved(x)
+def _(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return _convolved(x, stride)
 
 
 @triton_depthwise_conv_backward.register_fake
-def _(x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return _convolved(x), weight.new_empty(weight.shape, dtype=torch.float32)
+def _(x: Tensor, weight: Tensor, g: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    return _convolved(x, 1), weight.new_empty(weight.shape, dtype=torch.float32)
 
 
 @triton_instance_norm.register_fake
@@ -286,13 +293,14 @@ def _residual_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.stride = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _depthwise_gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+def _depthwise_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    gx, of_weight = triton_depthwise_conv_backward(x, weight, g)
-    return gx, of_weight.to(weight.dtype)
+    gx, of_weight = triton_depthwise_conv_backward(x, weight, g, ctx.stride)
+    return gx, of_weight.to(weight.dtype), None
 
 
 def _save_instance_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

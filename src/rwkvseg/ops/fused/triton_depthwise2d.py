@@ -1,8 +1,9 @@
 """Depthwise convolution of maps that are channels-last: kernels and how they are launched.
 
-A lane is VECTOR channels of a patch of ROWS x COLS pixels, whose sums stay in registers. It goes through the
-rows that its kernels see: the COLS + KW - 1 pixels of a row are read once and serve every tap of every row of
-the patch; a weight serves the whole patch. Lanes lie side by side: GROUP channels of a patch, then the next.
+A lane is VECTOR channels of a patch of ROWS x COLS results, whose sums stay in registers. It goes through the
+rows that its kernels see: the STRIDE * (COLS - 1) + KW pixels of a row are read once and serve every tap of
+every row of the patch; a weight serves the whole patch. Lanes lie side by side: GROUP channels of a patch,
+then the next.
 
 One source in two languages. Gluon takes the layout of the lanes as given; Triton would search for one, which
 takes minutes for as many sums, so that it gets smaller patches of one channel a lane. Triton's interpreter
@@ -19,15 +20,22 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-GLUON_VERSIONS = ("3.6.",)  # of Triton: Gluon is an experiment there
+from rwkvseg.ops.backends import gluon_was_tried
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-IN_GLUON = triton.__version__.startswith(GLUON_VERSIONS) and torch.version.hip is None and not INTERPRETED
+IN_GLUON = gluon_was_tried() and torch.version.hip is None and not INTERPRETED
 ROWS = 4 if IN_GLUON else 2  # of a patch of the convolution
 ROWS_OF_FEW = 2  # where there would be FEW programs or less: on an H200 about 400 run at once
 FEW = 400
 COLS = 8 if IN_GLUON else 4
 ROWS_OF_GRADIENT = 4 if IN_GLUON else 2  # of a patch of the weights' gradient
 COLS_OF_GRADIENT = 8 if IN_GLUON else 4
+ROWS_STRIDED = 2  # the same for stride 2: of a patch of results
+COLS_STRIDED = 8 if IN_GLUON else 4
+ROWS_OF_GRADIENT_STRIDED = 4 if IN_GLUON else 2
+COLS_OF_GRADIENT_STRIDED = 4
+ROWS_OF_INPUT = 4 if IN_GLUON else 2  # of a patch of the input's gradient for stride 2: even
+COLS_OF_INPUT = 8 if IN_GLUON else 4
 TAPS = 32  # of the weights' gradient in a lane, or those of one row
 VECTOR = 2 if IN_GLUON else 1  # channels of a lane where their number is even
 WARPS = 4
@@ -63,13 +71,24 @@ def _nothing(lanes, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def _place(n, c, B, C, H, W, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return first row and column of patches n, the rows of their maps (none where nothing is), the map."""
+def _place(n, c, B, C, H, W, H_SEEN, W_SEEN, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Return first row and column of patches n, then two maps: rows (none where nothing is) and start.
+
+    The first is (H, W), whose patches they are, the second (H_SEEN, W_SEEN).
+    """
     tiles_h, tiles_w = tl.cdiv(H, ROWS), tl.cdiv(W, COLS)
     image = n // (tiles_w * tiles_h)
     there = (c < C) & (image < B)
     start = image.to(tl.int64) * H * W * C + c
-    return n // tiles_w % tiles_h * ROWS, n % tiles_w * COLS, tl.where(there, H, 0), start
+    start_seen = image.to(tl.int64) * H_SEEN * W_SEEN * C + c
+    row, column = n // tiles_w % tiles_h * ROWS, n % tiles_w * COLS
+    return row, column, tl.where(there, H, 0), start, tl.where(there, H_SEEN, 0), start_seen
+
+
+@triton.jit
+def _strided(size, STRIDE: tl.constexpr):
+    """Return the number of results along an axis."""
+    return size if STRIDE == 1 else tl.cdiv(size, STRIDE)
 
 
 @triton.jit
@@ -93,7 +112,7 @@ def _pixels(p, row, rows, column, C, H, W, FIRST: tl.constexpr, NUMBER: tl.const
 @triton.jit
 def _add_row(
     sums, seen, p_taps, FIRST: tl.constexpr, LAST: tl.constexpr,
-    KW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr,
+    KW: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Add what rows FIRST to LAST - 1 of the patch see of a row. p_taps: weights by which row 0 sees it."""
     new = ()
@@ -103,60 +122,76 @@ def _add_row(
             part += (sums[j * COLS + q],)
         if j >= FIRST and j < LAST:
             for k in tl.static_range(KW):
-                weight = tl.load(p_taps + (k - j * KW) * GROUP)
+                weight = tl.load(p_taps + (k - STRIDE * j * KW) * GROUP)
                 added = ()
                 for q in tl.static_range(COLS):
-                    added += (part[q] + weight * seen[q + k],)
+                    added += (part[q] + weight * seen[STRIDE * q + k],)
                 part = added
         new += part
     return new
 
 
+@triton.jit
+def _store_patch(p, sums, row, rows, column, C, W, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Write the sums of a patch where its map is."""
+    for j in tl.static_range(ROWS):
+        p_row = p + (row + j).to(tl.int64) * (W * C) + column * C
+        there = (row + j).to(tl.uint32) < rows.to(tl.uint32)
+        for q in tl.static_range(COLS):
+            tl.store(p_row + q * C, sums[j * COLS + q].to(p.dtype.element_ty), mask=there & (column < W - q))
+
+
 @_jit(do_not_specialize=["B", "vectors", "H", "W"])
 def depthwise_conv2d_kernel(
     p_x, p_taps, p_y, B, vectors, H, W,
-    KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """x: (B, H, W, C = vectors * VECTOR), taps: (C in groups, KH, KW, GROUP) in float32 -> y as x."""
+    """x: (B, H, W, C = vectors * VECTOR), taps: (C in groups, KH, KW, GROUP) in float32 -> y.
+
+    y: (B, ceil(H / STRIDE), ceil(W / STRIDE), C).
+    """
     C = vectors * VECTOR
     groups = tl.cdiv(C, GROUP)
     group = tl.program_id(0) % groups
     lanes = _lanes(BLOCK, VECTOR)
     n = tl.program_id(0) // groups * (BLOCK // GROUP) + lanes // GROUP
-    row, column, rows, start = _place(n, group * GROUP + lanes % GROUP, B, C, H, W, ROWS, COLS)
+    c = group * GROUP + lanes % GROUP
+    H_Y, W_Y = _strided(H, STRIDE), _strided(W, STRIDE)
+    row, column, rows_y, start_y, rows, start = _place(n, c, B, C, H_Y, W_Y, H, W, ROWS, COLS)
     p_x += start
     p_taps += group * (KH * KW * GROUP) + lanes % GROUP
     sums = _nothing(lanes, ROWS * COLS)
+    top, left = row * STRIDE, column * STRIDE
     LEFT: tl.constexpr = KW // 2
-    if KH > ROWS:  # first and last rows are seen by a part of the patch
-        for r in tl.static_range(ROWS - 1):
-            seen = _pixels(p_x, row + (r - KH // 2), rows, column, C, H, W, -LEFT, COLS + KW - 1)
-            sums = _add_row(sums, seen, p_taps + r * KW * GROUP, 0, r + 1, KW, ROWS, COLS, GROUP)
-        for r in range(ROWS - 1, KH):
-            seen = _pixels(p_x, row + (r - KH // 2), rows, column, C, H, W, -LEFT, COLS + KW - 1)
-            sums = _add_row(sums, seen, p_taps + r * (KW * GROUP), 0, ROWS, KW, ROWS, COLS, GROUP)
-        for r in tl.static_range(KH, KH + ROWS - 1):
-            seen = _pixels(p_x, row + (r - KH // 2), rows, column, C, H, W, -LEFT, COLS + KW - 1)
-            sums = _add_row(sums, seen, p_taps + r * KW * GROUP, r - KH + 1, ROWS, KW, ROWS, COLS, GROUP)
-    else:
-        for r in tl.static_range(KH + ROWS - 1):
-            seen = _pixels(p_x, row + (r - KH // 2), rows, column, C, H, W, -LEFT, COLS + KW - 1)
+    SEEN: tl.constexpr = STRIDE * (COLS - 1) + KW
+    LATER: tl.constexpr = STRIDE * (ROWS - 1)  # so many rows further down is what the last row sees first
+    if KH > LATER + 1:  # first and last rows are seen by a part of the patch
+        for r in tl.static_range(LATER):
+            seen = _pixels(p_x, top + (r - KH // 2), rows, left, C, H, W, -LEFT, SEEN)
             p_r = p_taps + r * KW * GROUP
-            sums = _add_row(sums, seen, p_r, r - KH + 1, r + 1, KW, ROWS, COLS, GROUP)
-    for j in tl.static_range(ROWS):
-        p_row = p_y + start + (row + j).to(tl.int64) * (W * C) + column * C
-        there = (row + j).to(tl.uint32) < rows.to(tl.uint32)
-        for q in tl.static_range(COLS):
-            y = sums[j * COLS + q].to(p_y.dtype.element_ty)
-            tl.store(p_row + q * C, y, mask=there & (column < W - q))
+            sums = _add_row(sums, seen, p_r, 0, r // STRIDE + 1, KW, STRIDE, ROWS, COLS, GROUP)
+        for r in range(LATER, KH):
+            seen = _pixels(p_x, top + (r - KH // 2), rows, left, C, H, W, -LEFT, SEEN)
+            p_r = p_taps + r * (KW * GROUP)
+            sums = _add_row(sums, seen, p_r, 0, ROWS, KW, STRIDE, ROWS, COLS, GROUP)
+        for r in tl.static_range(KH, KH + LATER):
+            seen = _pixels(p_x, top + (r - KH // 2), rows, left, C, H, W, -LEFT, SEEN)
+            p_r = p_taps + r * KW * GROUP
+            sums = _add_row(sums, seen, p_r, (r - KH) // STRIDE + 1, ROWS, KW, STRIDE, ROWS, COLS, GROUP)
+    else:
+        for r in tl.static_range(KH + LATER):
+            seen = _pixels(p_x, top + (r - KH // 2), rows, left, C, H, W, -LEFT, SEEN)
+            p_r, last = p_taps + r * KW * GROUP, r // STRIDE + 1
+            sums = _add_row(sums, seen, p_r, (r - KH) // STRIDE + 1, last, KW, STRIDE, ROWS, COLS, GROUP)
+    _store_patch(p_y + start_y, sums, row, rows_y, column, C, W_Y, ROWS, COLS)
 
 
 @_jit(do_not_specialize=["B", "vectors", "H", "W", "splits"])
 def depthwise_conv2d_weight_kernel(
     p_x, p_g, p_parts, B, vectors, H, W, splits,
-    KH: tl.constexpr, KW: tl.constexpr, TAPS_H: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    GROUP: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS_H: tl.constexpr, STRIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write (splits, KH, KW, C): sums of g times the x that each tap saw, over a share of all patches."""
     C = vectors * VECTOR
@@ -167,25 +202,27 @@ def depthwise_conv2d_weight_kernel(
     lanes = _lanes(BLOCK, VECTOR)
     c = group * GROUP + lanes % GROUP
     PATCHES: tl.constexpr = BLOCK // GROUP
-    pieces = tl.cdiv(B * tl.cdiv(H, ROWS) * tl.cdiv(W, COLS), PATCHES)
+    H_Y, W_Y = _strided(H, STRIDE), _strided(W, STRIDE)
+    pieces = tl.cdiv(B * tl.cdiv(H_Y, ROWS) * tl.cdiv(W_Y, COLS), PATCHES)
+    SEEN: tl.constexpr = STRIDE * (COLS - 1) + KW
     sums = _nothing(lanes, TAPS_H * KW)
     piece = split
     while piece < pieces:  # the interpreter has no range of numbers that are computed
         n = piece * PATCHES + lanes // GROUP
-        row, column, rows, start = _place(n, c, B, C, H, W, ROWS, COLS)
+        row, column, rows_g, start_g, rows, start = _place(n, c, B, C, H_Y, W_Y, H, W, ROWS, COLS)
         g = ()
         for j in tl.static_range(ROWS):
-            g += _pixels(p_g + start, row + j, rows, column, C, H, W, 0, COLS)
-        for r in tl.static_range(ROWS + TAPS_H - 1):
-            at = row + (i + r - KH // 2)
-            seen = _pixels(p_x + start, at, rows, column, C, H, W, -(KW // 2), COLS + KW - 1)
+            g += _pixels(p_g + start_g, row + j, rows_g, column, C, H_Y, W_Y, 0, COLS)
+        for r in tl.static_range(STRIDE * (ROWS - 1) + TAPS_H):
+            at = row * STRIDE + (i + r - KH // 2)
+            seen = _pixels(p_x + start, at, rows, column * STRIDE, C, H, W, -(KW // 2), SEEN)
             new = ()
             for t in tl.static_range(TAPS_H):
                 for k in tl.static_range(KW):
                     part = sums[t * KW + k]
-                    if r >= t and r - t < ROWS:
+                    if r >= t and r - t < STRIDE * ROWS and (r - t) % STRIDE == 0:
                         for q in tl.static_range(COLS):
-                            part += g[(r - t) * COLS + q] * seen[q + k]
+                            part += g[(r - t) // STRIDE * COLS + q] * seen[STRIDE * q + k]
                     new += (part,)
             sums = new
         piece += splits
@@ -229,17 +266,17 @@ def lanes_over(num_channels: int, warps: int) -> Lanes:
     return Lanes(group, vector, max(32 * warps * vector, group))
 
 
-def rows_and_programs(x: Tensor) -> tuple[int, int]:
-    """Rows of a patch of x (B, C, H, W), and how many programs convolve it."""
-    batch, num_channels, height, width = x.shape
+def rows_and_programs(y: Tensor, rows: int, cols: int) -> tuple[int, int]:
+    """Rows of a patch of y (B, C, H, W), ROWS_OF_FEW where programs would be few, and how many programs."""
+    batch, num_channels, height, width = y.shape
     lanes = lanes_over(num_channels, WARPS)
-    columns, groups = triton.cdiv(width, COLS), triton.cdiv(num_channels, lanes.group)
+    columns, groups = triton.cdiv(width, cols), triton.cdiv(num_channels, lanes.group)
 
     def programs(rows: int) -> int:
         patches = batch * triton.cdiv(height, rows) * columns
         return int(triton.cdiv(patches, lanes.block // lanes.group) * groups)
 
-    rows = ROWS if programs(ROWS) > FEW else ROWS_OF_FEW
+    rows = rows if programs(rows) > FEW else ROWS_OF_FEW
     return rows, programs(rows)
 
 
@@ -249,7 +286,7 @@ def taps_of_lane(kernel_h: int, kernel_w: int) -> int:
     return int(triton.cdiv(kernel_h, shares))
 
 
-def _arranged(weight: Tensor, group: int, *, flipped: bool) -> Tensor:
+def arranged(weight: Tensor, group: int, *, flipped: bool) -> Tensor:
     """Return the weights of every group of channels by themselves, tap by tap."""
     weight = weight.contiguous()
     num_channels, size = weight.shape[0], weight.shape[2] * weight.shape[3]
@@ -260,37 +297,44 @@ def _arranged(weight: Tensor, group: int, *, flipped: bool) -> Tensor:
     return taps
 
 
-def convolve(x: Tensor, weight: Tensor, *, flipped: bool) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, *, flipped: bool, stride: int = 1) -> Tensor:
     """Convolve x (B, C, H, W) with weight (C, 1, KH, KW), or with its kernels turned round; channels-last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty_like(x, memory_format=torch.channels_last)
     batch, num_channels, height, width = x.shape
+    y = torch.empty(
+        (batch, num_channels, triton.cdiv(height, stride), triton.cdiv(width, stride)),
+        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+    )  # fmt: skip
     group, vector, block = lanes_over(num_channels, WARPS)
-    rows, programs = rows_and_programs(x)
+    cols = COLS if stride == 1 else COLS_STRIDED
+    rows, programs = rows_and_programs(y, ROWS if stride == 1 else ROWS_STRIDED, cols)
     with torch.cuda.device_of(x):
-        taps = _arranged(weight, group, flipped=flipped)
+        taps = arranged(weight, group, flipped=flipped)
         depthwise_conv2d_kernel[(programs,)](
-            x, taps, y, batch, num_channels // vector, height, width, *weight.shape[2:],
-            ROWS=rows, COLS=COLS, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
+            x, taps, y, batch, num_channels // vector, height, width, *weight.shape[2:], STRIDE=stride,
+            ROWS=rows, COLS=cols, GROUP=group, VECTOR=vector, BLOCK=block, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return y
 
 
-def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
+def gradient_of_weight(x: Tensor, weight: Tensor, g: Tensor, *, stride: int = 1) -> Tensor:
     """Gradient of `convolve` by the weight, as the weight but float32."""
     x, g = (part.contiguous(memory_format=torch.channels_last) for part in (x, g))
     batch, num_channels, height, width = x.shape
     kernel_h, kernel_w = weight.shape[2:]
     group, vector, block = lanes_over(num_channels, WARPS_OF_GRADIENT)
+    rows, cols = ROWS_OF_GRADIENT, COLS_OF_GRADIENT
+    if stride == 2:
+        rows, cols = ROWS_OF_GRADIENT_STRIDED, COLS_OF_GRADIENT_STRIDED
     taps_h = taps_of_lane(kernel_h, kernel_w)
     others = triton.cdiv(num_channels, group) * triton.cdiv(kernel_h, taps_h)
-    patches = batch * triton.cdiv(height, ROWS_OF_GRADIENT) * triton.cdiv(width, COLS_OF_GRADIENT)
+    patches = batch * triton.cdiv(g.shape[2], rows) * triton.cdiv(g.shape[3], cols)
     splits = min(triton.cdiv(patches, block // group), max(1, PROGRAMS // others))
     parts = torch.empty((splits, kernel_h, kernel_w, num_channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         depthwise_conv2d_weight_kernel[(splits * others,)](
             x, g, parts, batch, num_channels // vector, height, width, splits, kernel_h, kernel_w,
-            TAPS_H=taps_h, ROWS=ROWS_OF_GRADIENT, COLS=COLS_OF_GRADIENT, GROUP=group, VECTOR=vector,
-            BLOCK=block, num_warps=WARPS_OF_GRADIENT, maxnreg=REGISTERS_OF_GRADIENT,
+            TAPS_H=taps_h, STRIDE=stride, ROWS=rows, COLS=cols, GROUP=group, VECTOR=vector, BLOCK=block,
+            num_warps=WARPS_OF_GRADIENT, maxnreg=REGISTERS_OF_GRADIENT,
         )  # fmt: skip
     return parts.sum(0).permute(2, 0, 1)[:, None].contiguous()

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkvseg.ops.backends import refuse_transforms
+from rwkvseg.ops.backends import gluon_was_tried, refuse_transforms
 
 # terms of a sum may lie e^50 apart, e^600 in float64: times T, |g| and |v|, their ratio must stay in range
 LIMIT = {torch.float32: 50.0 * math.log2(math.e), torch.float64: 600.0 * math.log2(math.e)}
 JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
-SHARED_VERSIONS = ("3.6.",)  # of Triton: Gluon, the language of those kernels, is an experiment there
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
 
@@ -62,12 +61,10 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
     """Return whether kernels that work from shared memory may run on these, of one dtype and device."""
     if not SHARED_MEMORY or tensors[0].device.type != "cuda" or tensors[0].itemsize > 4:
         return False
-    from triton import __version__
-
     # copies go by 16 bytes
     return (
         torch.cuda.get_device_capability(tensors[0].device) == SHARED_CAPABILITY
-        and __version__.startswith(SHARED_VERSIONS)
+        and gluon_was_tried()
         and all(x.data_ptr() % 16 == 0 for x in tensors)
     )
 
