@@ -166,6 +166,8 @@ def test_one_onnx_file_serves_every_size(name: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(selective_scan, "LENGTH", 2)
     module, path = create_mixer(name, 12), tmp_path / "mixer.onnx"
     assert module is not None
+    if isinstance(module, BiMamba):
+        module.back = torch.nn.Identity()  # the same module as the other direction, and long to export
     randomise(module).float()
     sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     write_onnx(module, (torch.randn(2, 12, 5, 6),), sizes, path)

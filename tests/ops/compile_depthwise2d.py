@@ -7,9 +7,9 @@ memory and back, instructions a pixel of the input and channel. The gradient of 
 own for stride 2 alone. Take TRITON_INTERPRET out of the environment.
 """
 
+import argparse
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,12 @@ def line(name: str, stride: int, side: int, channels: int) -> str:
 
 
 def main() -> None:
-    for side in map(int, sys.argv[1:]):
-        for channels in (384, 48):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sides", nargs="+", type=int)
+    parser.add_argument("--channels", nargs="+", type=int, default=[384, 48])
+    options = parser.parse_args()
+    for side in options.sides:
+        for channels in options.channels:
             for name, stride in PASSES:
                 print(line(name, stride, side, channels), flush=True)
 
