@@ -13,7 +13,7 @@ from rwkvseg.ops.backends import check_floating, choose_backend, gluon_was_tried
 from rwkvseg.ops.fused.operators import triton_depthwise_conv
 
 _LARGE = 5 if gluon_was_tried() else 7  # smaller ones are as fast by cuDNN
-_STRIDES = (1,)  # that "auto" runs by these kernels; 2 is not measured yet
+_STRIDES = (1, 2)  # that "auto" runs by these kernels
 
 
 def naive_depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -38,7 +38,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, backend: str
         x: Maps (B, C, H, W), any size >= 1 along every axis; best channels-last.
         weight: Kernels (C, 1, odd, odd).
         stride: 1, or 2 for the pixels at even rows and columns alone.
-        backend: "auto" takes the fastest for the device, torch's own for stride 2 and kernels below 5 x 5
+        backend: "auto" takes the fastest for the device, torch's own for kernels below 5 x 5
             (7 x 7 where they are not in Gluon); "torch" is torch's own convolution; "triton" is without
             second derivative and vmap.
 
