@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from rwkvseg.training.history import History
 from rwkvseg.training.module import SegmentationModule
 from rwkvseg.training.recipe import Recipe
-from rwkvseg.training.recipe_module import RecipeModule
+from rwkvseg.training.recipe_module import RecipeModule, average_of
 from rwkvseg.training.run import train
 from small import small_recipe
 
 pytestmark = pytest.mark.usefixtures("without_plots")
-DECAY = 0.6
+DECAY = 0.3  # reached after three steps
 
 
 def recipe_of(data, **training):
@@ -24,9 +24,10 @@ def recipe_of(data, **training):
 def by_hand(states):
     """The average after each step, numbers that count steps included."""
     average = states[0]
-    for state in states[1:]:
+    for n, state in enumerate(states[1:], start=1):
+        decay = min(DECAY, (1 + n) / (10 + n))
         average = {
-            name: DECAY * average[name] + (1 - DECAY) * value if value.is_floating_point() else value
+            name: decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
             for name, value in state.items()
         }
     return average
@@ -59,6 +60,18 @@ def test_the_exported_model_is_the_average_over_all_steps(tmp_path, phantom, see
     floats_agree(exported, by_hand(seen))
     last = max((exported[name] - value).abs().max() for name, value in seen[-1].items())
     assert last > 1e-4
+
+
+def test_the_start_does_not_stay_in_the_average():
+    network = torch.nn.BatchNorm2d(2)
+    network.running_var.fill_(1e6)
+    average = average_of(network, 0.999)
+    for _ in range(100):
+        average.update_parameters(network)
+        network.running_var.fill_(1.0)
+        network.num_batches_tracked += 1
+    torch.testing.assert_close(average.module.running_var, torch.ones(2), rtol=1e-5, atol=0)
+    assert average.module.num_batches_tracked == 99
 
 
 def test_validation_runs_the_average_alone(tmp_path, phantom, monkeypatch):

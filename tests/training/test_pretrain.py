@@ -293,7 +293,7 @@ def test_sources_whose_keys_do_not_fit_together_are_refused(source):
 
 
 def test_the_average_follows_its_definition(tree):
-    recipe = recipe_of(tree, ema=0.75)
+    recipe = recipe_of(tree, ema=0.25)
     module = PretrainModule(build_network(recipe, 3)[0], recipe)
     expected: dict[str, Any] = {}
     for step in range(4):
@@ -306,8 +306,8 @@ def test_the_average_follows_its_definition(tree):
         module.on_train_batch_end(None, None, step)
         for name, value in module.network.state_dict().items():
             if value.is_floating_point():
-                before = expected.get(name, value)
-                expected[name] = 0.75 * before + 0.25 * value
+                decay = min(0.25, (1 + step) / (10 + step))
+                expected[name] = decay * expected.get(name, value) + (1 - decay) * value
     assert module.average is not None
     averaged = module.average.module.state_dict()
     for name, value in expected.items():

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from rwkvseg.training.cuda_graphs import graphed
 from rwkvseg.training.freezing import keep_frozen
@@ -17,6 +17,7 @@ from rwkvseg.training.pretrain_recipe import PretrainRecipe
 from rwkvseg.training.recipe import OptimizerSettings, Recipe
 
 POLY_POWER = 0.9
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class RecipeModule(LightningModule):  # type: ignore[misc]
@@ -107,9 +108,25 @@ class RecipeModule(LightningModule):  # type: ignore[misc]
 
 
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of weights and of batch norm's statistics; the first update copies both."""
+    """Exponential moving average of weights and of batch norm's statistics; the first update copies both.
+
+    After n updates the decay is (1 + n) / (10 + n) until it reaches `decay`: the first weights, and even more
+    the first statistics, are far from all later ones, and 1 % of them spoils the average.
+    """
+
+    @torch.no_grad()
+    def averaging(averages: Tensors, current: Tensors, updates: Tensor | int) -> None:
+        if not averages[0].is_floating_point():
+            for average, value in zip(averages, current, strict=True):
+                average.copy_(value)
+            return
+        updates = torch.as_tensor(updates)
+        rate = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)  # on the device: nobody waits for it
+        steps = torch._foreach_sub(current, averages)
+        torch._foreach_mul_(steps, rate)
+        torch._foreach_add_(averages, steps)
+
     # statistics too: those of the last weights do not fit averaged ones
-    averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True).eval()
     average.requires_grad_(False)
     return average
