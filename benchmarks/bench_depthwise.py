@@ -255,7 +255,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="leave data in the second-level cache")
     parser.add_argument("--no-torch", action="store_true", help="time ours alone")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=NUMBER", help="constants of triton_depthwise2d.py"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="constants of triton_depthwise2d.py",
     )
     parser.add_argument("--seconds", type=float, default=85, help="after so many no further row is begun")
     parser.add_argument("--output", type=Path, help="a folder or a .md file for the table")

@@ -94,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("landmark"), help="folder for data and runs")
-    parser.add_argument("--set", nargs="+", default=[], help="key=value that wins over the recipes")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], help="key=value that wins over the recipes"
+    )
     parser.add_argument("--write-data", action="store_true", help="make the data and stop")
     parser.add_argument("-o", "--out", type=Path, help="folder or .md file for the table")
     options = parser.parse_args(arguments)

@@ -83,11 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--row", nargs="+", action="append", required=True, metavar=("NAME", "KEY=VALUE"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every row")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for every row"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--last-start", type=float, metavar="SECONDS", help="begin no row later than this")
     parser.add_argument("--pack", type=Path, help="archive (.tar.gz) of the small files of the finished runs")
-    parser.add_argument("--keep", nargs="+", default=[], help="further files of a run for the archive")
+    parser.add_argument(
+        "--keep", nargs="+", action="extend", default=[], help="further files of a run for the archive"
+    )
     options = parser.parse_args(arguments)
     started = time.monotonic()
     went_well = True
