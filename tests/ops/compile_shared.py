@@ -16,14 +16,15 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str) -> bytes:
-    sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> bytes:
+    sizes: dict[str, Any] = {"HALVES": "none", "EARLY": False} | variant
+    sizes |= {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in sizes:
             signature[name] = "constexpr"
-        elif name in ("T", "pause", "processors"):
+        elif name in ("T", "pause", "processors", "full", "num_flags"):
             signature[name] = "i32"
         else:
             kind = "i32" if name == "p_unfit" else dtype if name in TOKENS else "fp32"

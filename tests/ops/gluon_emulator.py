@@ -85,9 +85,13 @@ def _load(p: Pointer) -> Tensor:
     return p.memory.reshape(-1)[p.places()]
 
 
-def _store(p: Pointer, x: Any) -> None:
+def _store(p: Pointer, x: Any, mask: Tensor | None = None) -> None:
     assert p.memory.is_contiguous()
-    p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
+    if mask is None:
+        p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
+    else:
+        offsets, x, mask = torch.broadcast_tensors(torch.as_tensor(p.offsets), x, mask)
+        _store(Pointer(p.memory, offsets[mask]), x[mask])
 
 
 def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse: bool = False) -> Any:
@@ -115,6 +119,7 @@ def _language() -> ModuleType:
         "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
         "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
+        "griddepcontrol.wait; mov.u32 $0, $1;": lambda x: x,
     }
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(

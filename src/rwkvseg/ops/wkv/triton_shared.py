@@ -58,15 +58,21 @@ def states_layout(channels):
 
 @gluon.jit
 def copy_tokens(
-    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, WARPS: gl.constexpr
+    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
-    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number."""
+    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number.
+
+    HELD: how many chunks there are in memory; the rest get what the last of them gets.
+    """
     LENGTH: gl.constexpr = to_s.shape[0]
     CHUNKS: gl.constexpr = to_s.shape[1]
     CHANNELS: gl.constexpr = to_s.shape[2]
     COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
     token = gl.arange(0, WIDTH, gl.SliceLayout(1, gl.SliceLayout(2, COPY)))[:, None, None]
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(0, gl.SliceLayout(2, COPY)))[None, :, None]
+    if HELD < CHUNKS:
+        chunk = gl.minimum(chunk, HELD - 1)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, gl.SliceLayout(1, COPY)))[None, None, :]
     order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     rows_s = to_s.index(FIRST)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
@@ -74,14 +80,18 @@ def copy_tokens(
 
 
 @gluon.jit
-def copy_eight(to_s, p, C: gl.constexpr, s: gl.constexpr, WARPS: gl.constexpr):
+def copy_eight(
+    to_s, p, C: gl.constexpr, s: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+):  # fmt: skip
     """Begin to copy tokens 8 s.. of every chunk: eight, or what is left."""
     LENGTH: gl.constexpr = to_s.shape[0]
     if LENGTH - 8 * s >= 8:
-        copy_tokens(to_s, p, C, 8 * s, 8, WARPS)
+        copy_tokens(to_s, p, C, 8 * s, 8, WARPS, HELD)
+    elif LENGTH - 8 * s == 4:
+        copy_tokens(to_s, p, C, 8 * s, 4, WARPS, HELD)
     else:
         for j in gl.static_range(8 * s, LENGTH):
-            copy_tokens(to_s, p, C, j, 1, WARPS)
+            copy_tokens(to_s, p, C, j, 1, WARPS, HELD)
 
 
 @gluon.jit
@@ -108,11 +118,22 @@ def let_next_begin():
 
 
 @gluon.jit
-def start_copies(k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, WARPS: gl.constexpr):
+def wait_for_last():
+    """Wait until the launch before has come to its end, where this one began before that."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.wait; mov.u32 $0, $1;", "=r,r", [gl.program_id(0)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def start_copies(
+    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+):  # fmt: skip
     """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
     for s in gl.static_range(BLOCKS):
-        copy_eight(k_s, p_k, C, s, WARPS)
-        copy_eight(v_s, p_v, C, s, WARPS)
+        copy_eight(k_s, p_k, C, s, WARPS, HELD)
+        copy_eight(v_s, p_v, C, s, WARPS, HELD)
         async_copy.commit_group()
 
 
@@ -151,7 +172,7 @@ def scan_chunks(x, decay, W: gl.constexpr, REVERSE: gl.constexpr):
     passed = CHUNKS - 1 - at if REVERSE else at
     sign: gl.constexpr = -1 if REVERSE else 1
     x = gl.where(passed >= 1, gl.gather(x, gl.where(passed >= 1, at - sign, 0), 0), 0.0)
-    for i in gl.static_range(4):
+    for i in gl.static_range(5 if CHUNKS == 32 else 4):
         there = passed >= 2**i
         factor = gl.where(there, gl.exp2(decay * 2**i), 0.0)
         x = x + factor * gl.gather(x, gl.where(there, at - sign * 2**i, at), 0)
@@ -325,7 +346,7 @@ def bi_wkv_fwd_shared_kernel(
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
     wait_turn(pause, processors)
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS)
+    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS, CHUNKS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E

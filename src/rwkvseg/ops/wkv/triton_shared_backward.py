@@ -11,6 +11,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     copy_eight,
     futures,
     lanes_layout,
+    let_next_begin,
     plain_layout,
     push_first,
     reach,
@@ -20,6 +21,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     start_copies,
     totals,
     unfit,
+    wait_for_last,
     warp_layout,
     weigh,
     widened,
@@ -123,13 +125,22 @@ def to_later(
 
 
 @gluon.jit
+def put_row(p, x, there, MASKED: gl.constexpr):
+    """Write a number of each lane, of those that are there if MASKED."""
+    if MASKED:
+        gl.store(p, x.to(p.dtype.element_ty), mask=there)
+    else:
+        gl.store(p, x.to(p.dtype.element_ty))
+
+
+@gluon.jit
 def put_gradients(
-    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
+    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu, there,
+    C: gl.constexpr, BLOCK: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Write gk and gv of block s from the pairs that enter it on both sides; on, back: the adjoint ones.
 
-    Return both that leave it to later tokens, the sum for gw but for -lam, and that for gu but for exp(u).
+    there: which lanes write, if MASKED. Return both that leave it to later tokens, the sum for gw but for -lam, and that for gu but for exp(u).
     """
     n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
     from_n, from_d, _, _ = futures(n, d, future[0], future[1], lam, BLOCK)
@@ -142,45 +153,51 @@ def put_gradients(
     for j in gl.static_range(BLOCK - 1, -1, -1):
         gk = gks[j] + n[j] * r - d[j] * rq
         gv = d[j] * (gvs[j] + r)
-        gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
-        gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
+        put_row(p_gk + (s * BLOCK + j) * C, gk, there, MASKED)
+        put_row(p_gv + (s * BLOCK + j) * C, gv, there, MASKED)
         r, rq = r * lam + hs[j], rq * lam + qs[j]
     return past, on, gw, gu
 
 
-@gluon.jit(do_not_specialize=["T"])
-def bi_wkv_bwd_shared_kernel(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T,
+@gluon.jit
+def tile_gradients(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_flag, i_b, i_c, T,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr, LIMIT: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit."""
+    """Write gk, gv and the parts of gw and gu of a tile: image i_b, the channels from i_c CHANNELS on.
+
+    And whether it is unfit. Of its CHUNKS chunks the first HELD hold tokens. The rest have the last one's
+    numbers in shared memory, but weigh nothing, send nothing and write nothing.
+    """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
+    MASKED: gl.constexpr = HELD < CHUNKS
     k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    i_c = gl.program_id(0) % (C // CHANNELS)
-    i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS)
+    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS, HELD)
     for eight in gl.static_range(BLOCKS):
-        copy_eight(g_s, p_g + base, C, eight, WARPS)
+        copy_eight(g_s, p_g + base, C, eight, WARPS, HELD)
     async_copy.commit_group()
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
+    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
+    there = chunk + gl.full([CHUNKS, CHANNELS], 0, gl.int32, L) < HELD
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     mean = gl.load(p_mean + i_b * C + i_c * CHANNELS + c[None, :])
     top = sampled_reference(p_k + base + c[None, :], T, C)
+    if MASKED:
+        top = gl.where(there, top + zero, float("inf"))
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
     ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
-    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
     least, total = zero + float("inf"), zero
     lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
     ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
@@ -192,8 +209,11 @@ def bi_wkv_bwd_shared_kernel(
             k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
             lr, lq, er, eq, least, total, BLOCK, L,
         )  # fmt: skip
-    gl.store(p_unfit + gl.num_programs(0) + i_c, 0)  # the next launch counts there
-    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
+    if MASKED:
+        least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
+        lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
+        er, eq = gl.where(there, er, 0.0), gl.where(there, eq, 0.0)
+    gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
     ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
     past, on = (past_n, past_d), (r, rq)
@@ -205,8 +225,61 @@ def bi_wkv_bwd_shared_kernel(
         ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
         past, on, gw, gu = put_gradients(
             k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-            past, on, future, back, gw, gu, C, BLOCK, L,
+            past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L,
         )  # fmt: skip
+    if MASKED:
+        gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
     gl.store(parts, gl.sum(-lam * gw, 0))
     gl.store(parts + C, gl.sum(bonus * gu, 0))
+
+
+@gluon.jit(do_not_specialize=["T", "full", "num_flags"])
+def bi_wkv_bwd_shared_kernel(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, full, num_flags,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, HALVES: gl.constexpr, EARLY: gl.constexpr,
+):  # fmt: skip
+    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
+
+    HALVES: which tiles this launch takes: "none" are halved, all of them are "whole" or "halves" of a tile's
+    channels, or "both", the first `full` tiles whole and the rest halved. A half is cut into twice as many
+    chunks, of fewer blocks. There are num_flags flags: of the whole tiles, then of the halves.
+    EARLY: whether the next launch may begin before this comes to its end.
+    """
+    if EARLY:
+        let_next_begin()
+    tiles: gl.constexpr = C // CHANNELS
+    SHORT: gl.constexpr = (BLOCKS + 1) // 2
+    HELD: gl.constexpr = CHUNKS * BLOCKS // SHORT
+    i_p = gl.program_id(0)
+    if HALVES == "halves":
+        i_p += full
+    if HALVES == "both" or HALVES == "halves":
+        i_h = i_p - full  # the number of the half
+        i_t = gl.where(i_h < 0, i_p, full + i_h // 2)
+    else:
+        i_h, i_t = i_p, i_p
+    i_b, i_c = i_t // tiles, i_t % tiles
+    gl.store(p_unfit + num_flags + i_c, 0)  # a later launch counts there
+    if HALVES == "none" or HALVES == "whole":
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+        )  # fmt: skip
+    elif HALVES == "halves":
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+        )  # fmt: skip
+        wait_for_last()  # what waits for this launch may rely on the one before
+    elif i_h < 0:
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+        )  # fmt: skip
+    else:
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+        )  # fmt: skip
