@@ -16,8 +16,8 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> bytes:
-    sizes: dict[str, Any] = {"HALVES": "none", "EARLY": False} | variant
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> tuple[bytes, int]:
+    sizes: dict[str, Any] = {"HALVES": "none", "EARLY": False, "PACKED": False, "LEAN": 0, "KEPT": False} | variant
     sizes |= {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
     signature, attributes = {}, {}
@@ -33,8 +33,8 @@ def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> byt
     constants = {(i,): sizes[name] for i, name in enumerate(kernel.arg_names) if name in sizes}
     source = GluonASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": tile.warps, "maxnreg": tile.registers}
-    binary: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-    return binary
+    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return found.asm["cubin"], found.metadata.shared
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 GLUON = "triton.experimental.gluon"
+LAYOUTS = ("BlockedLayout", "DistributedLinearLayout", "SliceLayout", "SwizzledSharedLayout")
 program = SimpleNamespace(number=0, numbers=0)
 
 
@@ -113,7 +114,7 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 
 
 def _language() -> ModuleType:
-    layouts = {name: lambda *_: None for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout")}
+    layouts = {name: lambda *_: None for name in LAYOUTS}
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
     instructions = {
         "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
@@ -135,7 +136,9 @@ def _language() -> ModuleType:
         store=_store,
         allocate_shared_memory=_allocate,
         inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
-        convert_layout=lambda x, _layout: x,
+        convert_layout=lambda x, _layout, assert_trivial=False: x,
+        permute=lambda x, order: x.permute(order),
+        split=lambda x: x.unbind(-1),
         thread_barrier=lambda: None,
         exp2=torch.exp2,
         rsqrt=torch.rsqrt,

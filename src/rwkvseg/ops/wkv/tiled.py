@@ -93,6 +93,13 @@ def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     return tile if whole and held <= SHARED_BYTES and takes_shared_memory(*tensors) else None
 
 
+def kept_fits(tile: Tiling, itemsize: int) -> bool:
+    """Return whether two programs fit on a multiprocessor if each keeps four numbers per lane and block."""
+    lanes = tile.chunks * tile.channels
+    held = 3 * (tile.span + tile.chunks) * tile.channels * itemsize  # a token more of each lane
+    return held + 4 * (tile.blocks + 1) * lanes * 4 <= 112 * 1024  # and what lies there between the passes
+
+
 class _Plan:
     """A tiling laid over k (B, T, C), and the launches it takes."""
 
@@ -162,6 +169,8 @@ class _Plan:
             mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
             mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
             return
+        constants["PACKED"] = PACKED and tensors[2].itemsize <= PACKED_BYTES
+        constants["LEAN"], constants["KEPT"] = LEAN, KEPT and kept_fits(tile, tensors[2].itemsize)
         counts = (self.num_tokens, whole, num_flags)
         early = MEND_EARLY and on_gpu
         if whole == num_tiles or HALVES == "both":

@@ -78,7 +78,8 @@ def store_totals(p_sums, i_c, gw, gu, C: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "num_images", "full"])
 def bi_wkv_bwd_mend_kernel(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_keys, p_outs, p_unfit, p_sums, T, num_images, full,
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_keys, p_outs, p_unfit, p_sums,
+    T, num_images, full,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WIDE: tl.constexpr, EACH: tl.constexpr, HALVED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip

@@ -15,57 +15,28 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from rwkvseg.ops.wkv.triton_shared_layouts import (
+    copy_layout,
+    lanes_layout,
+    plain_layout,
+    read_block,
+    states_layout,
+    warp_layout,
+    widened,
+)
+
 LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.constexpr_function
-def lanes_layout(chunks, channels, warps):
-    """Return L."""
-    each = max(1, chunks * channels // (32 * warps))
-    across = channels // each
-    return gl.BlockedLayout([1, each], [32 // across, across], [warps, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def warp_layout(chunks, channels, warps):
-    """Return W."""
-    each = max(1, chunks * channels // (32 * warps))
-    return gl.BlockedLayout([1, each], [chunks, 32 // chunks], [1, warps], [1, 0])
-
-
-@gluon.constexpr_function
-def copy_layout(chunks, channels, warps):
-    """Return how tokens (token, chunk, channel) are copied: 8 channels, 16 bytes, a thread."""
-    across = channels // 8
-    beside = min(32 // across, chunks)
-    below = min(chunks // beside, warps)
-    return gl.BlockedLayout(
-        [1, 1, 8], [32 // across // beside, beside, across], [warps // below, below, 1], [2, 1, 0]
-    )
-
-
-@gluon.constexpr_function
-def plain_layout():
-    """Return how numbers lie in shared memory: one after the other."""
-    return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-
-
-@gluon.constexpr_function
-def states_layout(channels):
-    """Return how a number per lane lies in shared memory: threads of L and of W meet no bank twice."""
-    return gl.SwizzledSharedLayout(2, max(1, 32 // channels), 8, [1, 0])
 
 
 @gluon.jit
 def copy_tokens(
-    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr,
+    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, LENGTH: gl.constexpr,
+    WARPS: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number.
 
     HELD: how many chunks there are in memory; the rest get what the last of them gets.
     """
-    LENGTH: gl.constexpr = to_s.shape[0]
     CHUNKS: gl.constexpr = to_s.shape[1]
     CHANNELS: gl.constexpr = to_s.shape[2]
     COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
@@ -81,17 +52,16 @@ def copy_tokens(
 
 @gluon.jit
 def copy_eight(
-    to_s, p, C: gl.constexpr, s: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+    to_s, p, C: gl.constexpr, s: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
 ):  # fmt: skip
     """Begin to copy tokens 8 s.. of every chunk: eight, or what is left."""
-    LENGTH: gl.constexpr = to_s.shape[0]
     if LENGTH - 8 * s >= 8:
-        copy_tokens(to_s, p, C, 8 * s, 8, WARPS, HELD)
+        copy_tokens(to_s, p, C, 8 * s, 8, LENGTH, WARPS, HELD)
     elif LENGTH - 8 * s == 4:
-        copy_tokens(to_s, p, C, 8 * s, 4, WARPS, HELD)
+        copy_tokens(to_s, p, C, 8 * s, 4, LENGTH, WARPS, HELD)
     else:
         for j in gl.static_range(8 * s, LENGTH):
-            copy_tokens(to_s, p, C, j, 1, WARPS, HELD)
+            copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS, HELD)
 
 
 @gluon.jit
@@ -128,21 +98,14 @@ def wait_for_last():
 
 @gluon.jit
 def start_copies(
-    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
     for s in gl.static_range(BLOCKS):
-        copy_eight(k_s, p_k, C, s, WARPS, HELD)
-        copy_eight(v_s, p_v, C, s, WARPS, HELD)
+        copy_eight(k_s, p_k, C, s, LENGTH, WARPS, HELD)
+        copy_eight(v_s, p_v, C, s, LENGTH, WARPS, HELD)
         async_copy.commit_group()
-
-
-@gluon.jit
-def widened(x):
-    """Return a number in float32."""
-    if x.dtype == gl.bfloat16:  # one instruction; a conversion takes two
-        x = (x.to(gl.int16, bitcast=True).to(gl.int32) << 16).to(gl.float32, bitcast=True)
-    return x.to(gl.float32)
 
 
 @gluon.jit
@@ -208,13 +171,20 @@ def reciprocal(x):
 
 
 @gluon.jit
-def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr):
+def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr):
     """Return (n, d) of the tokens of a block, two tuples: d = exp(k - reference), n = d (v - mean)."""
     n, d = (), ()
-    for j in gl.static_range(BLOCK):
-        x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
-        n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
-        d += (x,)
+    if PACKED:
+        k, v = read_block(k_s, s, BLOCK, L, True), read_block(v_s, s, BLOCK, L, True)
+        for j in gl.static_range(BLOCK):
+            x = gl.exp2(widened(k[j]) * LOG2E - top)
+            n += (x * (widened(v[j]) - mean),)
+            d += (x,)
+    else:
+        for j in gl.static_range(BLOCK):
+            x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
+            n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
+            d += (x,)
     return n, d
 
 
@@ -267,7 +237,7 @@ def add_entering(rows_n, rows_d, n, d, far, BLOCKS: gl.constexpr, REVERSE: gl.co
 @gluon.jit
 def totals(
     k_s, v_s, top, mean, lam, far,
-    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
+    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """Go through the blocks as they arrive: return what each lane sends to later ones and to earlier ones.
 
@@ -280,7 +250,7 @@ def totals(
     for s in gl.static_range(BLOCKS):  # written out: a loop would move its rows about
         async_copy.wait_group(BLOCKS - 1 - s + PENDING)
         pns, pds = pns + (ln,), pds + (ld,)
-        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
+        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = en + power * earlier_n, ed + power * earlier_d
@@ -312,7 +282,7 @@ def put_outputs(
 
     Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
     """
-    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
+    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L, False)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     some = pn
     for j in gl.static_range(BLOCK):
@@ -346,7 +316,7 @@ def bi_wkv_fwd_shared_kernel(
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
     wait_turn(pause, processors)
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS, CHUNKS)
+    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -354,7 +324,7 @@ def bi_wkv_fwd_shared_kernel(
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     top = sampled_reference(p_k + base + c[None, :], T, C)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, False)
     pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
