@@ -91,7 +91,7 @@ def _store(p: Pointer, x: Any, mask: Tensor | None = None) -> None:
     if mask is None:
         p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
     else:
-        offsets, x, mask = torch.broadcast_tensors(torch.as_tensor(p.offsets), x, mask)
+        offsets = torch.as_tensor(p.offsets).expand(mask.shape)
         _store(Pointer(p.memory, offsets[mask]), x[mask])
 
 
@@ -105,6 +105,18 @@ def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse
     return tuple(torch.stack(parts) for parts in zip(*sums, strict=True))
 
 
+def _reduce(parts: tuple[Tensor, ...], axis: int, join: Callable[..., Any]) -> Any:
+    rows = list(zip(*(x.unbind(axis) for x in parts), strict=True))
+    total = rows[0]
+    for row in rows[1:]:
+        total = join(*total, *row)
+    return total
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 0], x[..., 1]
+
+
 def _allocate(dtype: torch.dtype, shape: list[int], _layout: Any, value: Tensor | None = None) -> Shared:
     return Shared(torch.full(shape, torch.nan, dtype=dtype) if value is None else value.clone())
 
@@ -116,7 +128,7 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 def _language() -> ModuleType:
     layouts = {name: lambda *_: None for name in LAYOUTS}
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
-    instructions = {
+    instructions: dict[str, Callable[..., Any]] = {
         "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
         "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
@@ -138,7 +150,7 @@ def _language() -> ModuleType:
         inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
         convert_layout=lambda x, _layout, assert_trivial=False: x,
         permute=lambda x, order: x.permute(order),
-        split=lambda x: x.unbind(-1),
+        split=_split,
         thread_barrier=lambda: None,
         exp2=torch.exp2,
         rsqrt=torch.rsqrt,
@@ -148,6 +160,7 @@ def _language() -> ModuleType:
         minimum=_of_two(torch.minimum),
         gather=lambda x, i, axis: torch.gather(x, axis, i.long()),
         associative_scan=_scan,
+        reduce=_reduce,
         sum=lambda x, axis: x.sum(axis),
         max=lambda x, axis: x.amax(axis),
     )

@@ -1,4 +1,4 @@
-"""Backward passes of bi_wkv from shared memory whose last tiles are cut into halves of their channels."""
+"""Variants of bi_wkv's backward pass from shared memory: tiles cut into halves, fewer instructions."""
 
 from functools import partial
 from typing import Any
@@ -112,6 +112,29 @@ def test_the_same_bits_twice(flags: list[Tensor]) -> None:
     x = inputs((3, 144, 32), keys="1")
     for a, b in zip(run(triton_bi_wkv, x), run(triton_bi_wkv, x), strict=True):
         assert torch.equal(a, b)
+
+
+OPTIONS: list[dict[str, Any]] = [{"PACKED": True}, {"LEAN": 1}, {"LEAN": 2}, {"LEAN": 3}, {"KEPT": True}]
+OPTIONS += [{"FEW_COPIES": True}, {"ONE_SUM": True}]
+OPTIONS += [{"PACKED": True, "LEAN": 3, "KEPT": True, "FEW_COPIES": True, "ONE_SUM": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fewer_instructions(
+    options: dict[str, Any], flags: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "PACKED_BYTES", 4)  # to the CPU all numbers are alike
+    monkeypatch.setattr(tiled, "kept_fits", lambda tile, itemsize: True)
+    for name, value in options.items():
+        monkeypatch.setattr(tiled, name, value)
+    check(inputs((3, 144, 32), keys="1", decay=-8.0), 1e-5)
+    assert backward_flags(flags) == [0] * 8
+    x = inputs((3, 144, 32), keys="1")
+    x.k[0, 5, 3] = x.k[2, 140, 12] = 60.0
+    check(x._replace(v=x.v + 10), 1e-5)
+    assert torch.tensor(
+        backward_flags(flags[2 if tiled.HALVES == "both" else 3 :])
+    ).nonzero().flatten().tolist() == [0, 5]
 
 
 @pytest.mark.parametrize(

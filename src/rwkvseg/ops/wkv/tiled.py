@@ -20,15 +20,21 @@ JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
-HALVES = (
-    ""  # how backward's last tiles are halved: "" (not), "both" (in one launch), "two" (by one of their own)
-)
-HALVED = 0.6  # of the multiprocessors: how many tiles the last round may have if they are to be halved
-MEND_EARLY = (
-    False  # whether backward, too, the launch of the safe form begins before the one before has ended
-)
-MEND_EACH = 0  # backward: of how many images a program of that launch looks at the flags; 0: see below
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
+# backward from shared memory; all of it is off until it has been measured
+HALVES = ""  # how the last tiles are halved: "", not; "both", in one launch; "two", in a launch of their own
+HALVED = 0.6  # of the multiprocessors: how many tiles the last round may have if they are to be halved
+PACKED = False  # whether a thread reads the tokens of a block at once
+PACKED_BYTES = 2  # of numbers that can be read so, at most
+LEAN = 0  # how much a block keeps in registers to take fewer instructions, see `lean_gradients`
+KEPT = False  # whether what the blocks meet is kept in shared memory, where two programs still fit
+FEW_COPIES = False  # whether a tile is copied in few steps: between them the warps of a program meet
+ONE_SUM = False  # whether a program sums gw and gu, and looks whether it is unfit, at once
+MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
+MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
+MEND_EACH = (
+    0  # of how many images a program of that launch looks at the flags; 0: of 4, of 1 if there are few
+)
 
 
 class Tiling(NamedTuple):
@@ -169,8 +175,9 @@ class _Plan:
             mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
             mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
             return
-        constants["PACKED"] = PACKED and tensors[2].itemsize <= PACKED_BYTES
-        constants["LEAN"], constants["KEPT"] = LEAN, KEPT and kept_fits(tile, tensors[2].itemsize)
+        itemsize = tensors[2].itemsize
+        constants |= {"PACKED": PACKED and itemsize <= PACKED_BYTES, "LEAN": LEAN, "ONE_SUM": ONE_SUM}
+        constants |= {"KEPT": KEPT and kept_fits(tile, itemsize), "FEW_COPIES": FEW_COPIES}
         counts = (self.num_tokens, whole, num_flags)
         early = MEND_EARLY and on_gpu
         if whole == num_tiles or HALVES == "both":
@@ -182,7 +189,7 @@ class _Plan:
             also = launched_early(on_gpu and whole > 0)
             grid = (num_flags - whole,)
             kernel[grid](*tensors, unfit, *counts, HALVES="halves", EARLY=early, **constants, **also)
-        each = MEND_EACH or each
+        each, mending["num_warps"] = MEND_EACH or each, MEND_WARPS or tile.warps
         mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
         mending |= {"EACH": each, "HALVED": whole < num_tiles, "EARLY": early} | launched_early(early)
         *rest, sums = scratch

@@ -64,6 +64,48 @@ def copy_eight(
             copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS, HELD)
 
 
+@gluon.constexpr_function
+def wide_copies(length, eights):
+    """Return (first token, tokens) of copies: some of eight, then as many as are a power of two."""
+    found = ()
+    first = 0
+    while first < length:
+        left = length - first
+        width = 8 if len(found) < eights and left >= 8 else 1 << (left.bit_length() - 1)
+        found += ((first, width),)
+        first += width
+    return found
+
+
+@gluon.constexpr_function
+def wide_needed(length, tokens):
+    """Return how many of the copies of keys and values bring so many tokens."""
+    return 1 + sum(first + width < tokens for first, width in wide_copies(length, 2))
+
+
+@gluon.constexpr_function
+def wide_pending(length, block, s):
+    """Return how many groups of copies may still be on their way when block s is gone through."""
+    return len(wide_copies(length, 2)) - wide_needed(length, block * (s + 1))
+
+
+@gluon.jit
+def start_wide_copies(
+    k_s, v_s, g_s, p_k, p_v, p_g, C: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr,
+):  # fmt: skip
+    """Begin to copy keys and values in few groups, then g in one: programs wait between copies."""
+    COPIES: gl.constexpr = wide_copies(LENGTH, 2)
+    for i in gl.static_range(len(COPIES)):
+        copy_tokens(k_s, p_k, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
+        copy_tokens(v_s, p_v, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
+        async_copy.commit_group()
+    LAST: gl.constexpr = wide_copies(LENGTH, 0)
+    for i in gl.static_range(len(LAST)):
+        copy_tokens(g_s, p_g, C, LAST[i][0], LAST[i][1], LENGTH, WARPS, HELD)
+    async_copy.commit_group()
+
+
 @gluon.jit
 def wait_turn(pause, processors):
     """Let programs that begin together on a multiprocessor ask for their tiles one after the other.
@@ -238,17 +280,21 @@ def add_entering(rows_n, rows_d, n, d, far, BLOCKS: gl.constexpr, REVERSE: gl.co
 def totals(
     k_s, v_s, top, mean, lam, far,
     PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    FEW_COPIES: gl.constexpr = False,
 ):  # fmt: skip
     """Go through the blocks as they arrive: return what each lane sends to later ones and to earlier ones.
 
     Then what reaches its blocks from earlier tokens of it, rows. PENDING: groups of copies that follow those
-    of keys and values.
+    of keys and values. FEW_COPIES: whether there are as few of those as `start_wide_copies` makes.
     """
     zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
     ln, ld, en, ed, power = zero, zero, zero, zero, zero + 1.0
     pns, pds = (), ()
     for s in gl.static_range(BLOCKS):  # written out: a loop would move its rows about
-        async_copy.wait_group(BLOCKS - 1 - s + PENDING)
+        if not FEW_COPIES:
+            async_copy.wait_group(BLOCKS - 1 - s + PENDING)
+        elif s == 0 or wide_pending(BLOCK * BLOCKS, BLOCK, s) < wide_pending(BLOCK * BLOCKS, BLOCK, s - 1):
+            async_copy.wait_group(wide_pending(BLOCK * BLOCKS, BLOCK, s) + PENDING)
         pns, pds = pns + (ln,), pds + (ld,)
         n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
@@ -259,8 +305,8 @@ def totals(
 
 
 @gluon.jit
-def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
-    """Return 1 if the sums of any lane left the range of float32 with respect to their denominators, else 0.
+def misfits(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
+    """Return 1 where the sums of a lane left the range of float32 with respect to their denominators, else 0.
 
     least, total: of one denominator in the middle of every block. Up to BLOCK // 2 tokens away denominators
     differ by a factor of exp(|u| + |w| BLOCK // 2) at most, since each is a sum over the same keys.
@@ -270,7 +316,13 @@ def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
     grown = gl.maximum(-w, 0.0) * T + gl.abs(u) + apart
     enough = gl.where(grown < LIMIT, gl.exp2(grown - LIMIT), float("inf"))
     fits = (least > enough) & (total < gl.exp2(0.5 * LIMIT + 14 - apart))  # a NaN in total does not
-    return gl.max(gl.max(gl.where(fits, 0, 1), 1), 0)
+    return gl.where(fits, 0, 1)
+
+
+@gluon.jit
+def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
+    """Return 1 if any lane is one of the `misfits`, else 0."""
+    return gl.max(gl.max(misfits(least, total, w, u, T, LIMIT, BLOCK), 1), 0)
 
 
 @gluon.jit

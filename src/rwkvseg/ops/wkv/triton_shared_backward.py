@@ -11,12 +11,14 @@ from rwkvseg.ops.wkv.triton_shared import (
     copy_eight,
     futures,
     let_next_begin,
+    misfits,
     push_first,
     reach,
     reciprocal,
     sampled_reference,
     send,
     start_copies,
+    start_wide_copies,
     totals,
     unfit,
     wait_for_last,
@@ -102,16 +104,23 @@ def adjoint_step(
 
 
 @gluon.jit
+def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
+    """Return the sums of two and the larger of one."""
+    return gw + more_gw, gu + more_gu, gl.maximum(bad, more_bad)
+
+
+@gluon.jit
 def tile_gradients(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_flag, i_b, i_c, T,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     HELD: gl.constexpr, LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
-    KEPT: gl.constexpr,
+    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of a tile: image i_b, the channels from i_c CHANNELS on.
 
     And whether it is unfit. Of its CHUNKS chunks the first HELD hold tokens. The rest have the last one's
-    numbers in shared memory, but weigh nothing, send nothing and write nothing.
+    numbers in shared memory, but weigh nothing, send nothing and write nothing. What the other constants
+    choose: the variables of these names in tiled.py.
     """
     L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
@@ -122,10 +131,15 @@ def tile_gradients(
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD)
-    for eight in gl.static_range(BLOCKS):
-        copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, HELD)
-    async_copy.commit_group()
+    if FEW_COPIES:
+        start_wide_copies(
+            k_s, v_s, g_s, p_k + base, p_v + base, p_g + base, C, LENGTH, WARPS, HELD
+        )  # fmt: skip
+    else:
+        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD)
+        for eight in gl.static_range(BLOCKS):
+            copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, HELD)
+        async_copy.commit_group()
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
@@ -138,7 +152,7 @@ def tile_gradients(
         top = gl.where(there, top + zero, float("inf"))
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES)
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
@@ -168,7 +182,10 @@ def tile_gradients(
         least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
         lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
         er, eq = gl.where(there, er, 0.0), gl.where(there, eq, 0.0)
-    gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, BLOCK))
+    if ONE_SUM:
+        bad = misfits(least, total, w, u, T, LIMIT, BLOCK)
+    else:
+        gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
     if not KEPT:
         ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
@@ -197,8 +214,13 @@ def tile_gradients(
     if MASKED:
         gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
-    gl.store(parts, gl.sum(-lam * gw, 0))
-    gl.store(parts + C, gl.sum(bonus * gu, 0))
+    if ONE_SUM:
+        gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
+        gl.store(p_flag, gl.max(bad, 0))
+    else:
+        gw, gu = gl.sum(-lam * gw, 0), gl.sum(bonus * gu, 0)
+    gl.store(parts, gw)
+    gl.store(parts + C, gu)
 
 
 @gluon.jit(do_not_specialize=["T", "full", "num_flags"])
@@ -206,7 +228,8 @@ def bi_wkv_bwd_shared_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, full, num_flags,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
-    KEPT: gl.constexpr, HALVES: gl.constexpr, EARLY: gl.constexpr,
+    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, HALVES: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
 
@@ -233,21 +256,25 @@ def bi_wkv_bwd_shared_kernel(
     if HALVES == "none" or HALVES == "whole":
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS, PACKED, LEAN, KEPT,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
         )  # fmt: skip
     elif HALVES == "halves":
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
-            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS, PACKED, LEAN, KEPT,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
         )  # fmt: skip
         wait_for_last()  # what waits for this launch may rely on the one before
     elif i_h < 0:
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS, PACKED, LEAN, KEPT,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
         )  # fmt: skip
     else:
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
-            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS, PACKED, LEAN, KEPT,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
         )  # fmt: skip

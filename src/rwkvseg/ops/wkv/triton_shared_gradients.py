@@ -106,9 +106,9 @@ def lean_gradients(
 ):  # fmt: skip
     """Do what `put_gradients` does in fewer instructions.
 
-    gk = d (v r - q + its own part) takes the weight off all of them. LEAN: from 2 on the past of every token is
-    kept until its later tokens' adjoint sums are there, which gives gw in half as many steps; from 3 on those
-    from earlier tokens are as well, and gk and gv wait for both.
+    gk = d (v r - q + its own part) takes the weight off all of them. LEAN: from 2 on the past of every token
+    is kept until the adjoint sums of later tokens are there, which gives gw in half as many steps; from 3 on
+    those of earlier tokens are kept as well, and gk and gv wait for both.
     """
     k, v = read_block(k_s, s, BLOCK, L, PACKED), read_block(v_s, s, BLOCK, L, PACKED)
     n, d, values = weigh_values(k, v, top, mean, BLOCK)

@@ -1,8 +1,8 @@
 """How the tiles of Bi-WKV from shared memory lie in threads and there, and how a thread reads its tokens.
 
-Legend: triton_shared.py. PACKED: a thread reads the tokens of a block of its lane at once, two to a register, by
-the instruction that loads matrices of 8 x 8 numbers of 16 bit, transposed; a row of those is eight channels of
-a token.
+Legend: triton_shared.py. PACKED: a thread reads the tokens of a block of its lane at once, two to a register,
+by the instruction that loads matrices of 8 x 8 numbers of 16 bit, transposed; a row of those is eight
+channels of a token.
 """
 
 from triton.experimental import gluon
@@ -74,7 +74,11 @@ def block_layout(width, chunks, channels):
     lanes, of_warps = packed_bases(chunks, channels)
     tokens = [[2**i, 0, 0] for i in range(width.bit_length() - 1)]
     return gl.DistributedLinearLayout(
-        tokens, [[0, *base] for base in lanes], [[0, *base] for base in of_warps], [], [width, chunks, channels]
+        tokens,
+        [[0, *base] for base in lanes],
+        [[0, *base] for base in of_warps],
+        [],
+        [width, chunks, channels],
     )
 
 
@@ -86,7 +90,7 @@ def width_of(block):
 
 @gluon.constexpr_function
 def rows_held(block, blocks, packed):
-    """Return for how many tokens of a lane there is shared memory: what is read with the last must be in it."""
+    """Return for how many tokens of a lane there is shared memory: all that are read lie in it."""
     return block * blocks + (width_of(block) - block if packed else 0)
 
 
