@@ -94,6 +94,15 @@ def test_only_the_unfit_programs_are_done_again(flags: list[Tensor]) -> None:
     assert [f.tolist() for f in flags] == [[0, 0, 0, 1]] * 2
 
 
+@pytest.mark.parametrize("key", [34.0, 40.0, 46.0, 48.0])
+def test_small_denominators(key: float, flags: list[Tensor]) -> None:
+    w, u, k, v, g = inputs((1, 96, 16), keys="constant")
+    k = k * 0
+    k[0, 12] = key  # looked at by a sample; nothing of it arrives at most tokens
+    check(Inputs(w * 0 + 2.0, u * 0, k, v, g * 1000), 1e-5)
+    assert [f.tolist() for f in flags] == [[0], [int(key > 34)]]
+
+
 @pytest.mark.parametrize("batch", [259, 3], ids=["four images a program", "one"])
 def test_sums_over_images(batch: int, flags: list[Tensor]) -> None:
     x = inputs((batch, 32, 16), keys="1")

@@ -305,24 +305,25 @@ def totals(
 
 
 @gluon.jit
-def misfits(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
+def misfits(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK: gl.constexpr):
     """Return 1 where the sums of a lane left the range of float32 with respect to their denominators, else 0.
 
     least, total: of one denominator in the middle of every block. Up to BLOCK // 2 tokens away denominators
     differ by a factor of exp(|u| + |w| BLOCK // 2) at most, since each is a sum over the same keys.
-    `unfit` of triton_fast.py says why. w, u: to base 2.
+    `unfit` of triton_fast.py says why. w, u: to base 2. SPARE: by how many powers of two the least must
+    be larger than that asks for.
     """
     apart = gl.abs(u) + gl.abs(w) * (BLOCK // 2)
     grown = gl.maximum(-w, 0.0) * T + gl.abs(u) + apart
-    enough = gl.where(grown < LIMIT, gl.exp2(grown - LIMIT), float("inf"))
+    enough = gl.where(grown < LIMIT - SPARE, gl.exp2(grown - (LIMIT - SPARE)), float("inf"))
     fits = (least > enough) & (total < gl.exp2(0.5 * LIMIT + 14 - apart))  # a NaN in total does not
     return gl.where(fits, 0, 1)
 
 
 @gluon.jit
-def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
+def unfit(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK: gl.constexpr):
     """Return 1 if any lane is one of the `misfits`, else 0."""
-    return gl.max(gl.max(misfits(least, total, w, u, T, LIMIT, BLOCK), 1), 0)
+    return gl.max(gl.max(misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK), 1), 0)
 
 
 @gluon.jit
@@ -389,5 +390,5 @@ def bi_wkv_fwd_shared_kernel(
         fn, fd, least, total, some = put_outputs(
             k_s, v_s, y, BLOCKS - 1 - i, top, lam, bonus, pn, pd, fn, fd, least, total, C, BLOCK, L
         )
-    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
+    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, 0, BLOCK))
     gl.store(p_mean + i_b * C + i_c * CHANNELS + c, gl.sum(some, 0) / CHUNKS)

@@ -34,6 +34,8 @@ from rwkvseg.ops.wkv.triton_shared_layouts import (
     widened,
 )
 
+SPARE = gl.constexpr(20)  # g / denominator^2 must stay in range as well, for |g| up to 2^20
+
 
 @gluon.jit
 def push_last(rows, x, BLOCKS: gl.constexpr):
@@ -183,9 +185,9 @@ def tile_gradients(
         lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
         er, eq = gl.where(there, er, 0.0), gl.where(there, eq, 0.0)
     if ONE_SUM:
-        bad = misfits(least, total, w, u, T, LIMIT, BLOCK)
+        bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
     else:
-        gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, BLOCK))
+        gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
     if not KEPT:
         ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
