@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 GLUON = "triton.experimental.gluon"
+LAYOUTS = ("BlockedLayout", "DistributedLinearLayout", "SliceLayout", "SwizzledSharedLayout")
 program = SimpleNamespace(number=0, numbers=0)
 
 
@@ -85,9 +86,13 @@ def _load(p: Pointer) -> Tensor:
     return p.memory.reshape(-1)[p.places()]
 
 
-def _store(p: Pointer, x: Any) -> None:
+def _store(p: Pointer, x: Any, mask: Tensor | None = None) -> None:
     assert p.memory.is_contiguous()
-    p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
+    if mask is None:
+        p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
+    else:
+        offsets = torch.as_tensor(p.offsets).expand(mask.shape)
+        _store(Pointer(p.memory, offsets[mask]), x[mask])
 
 
 def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse: bool = False) -> Any:
@@ -100,6 +105,18 @@ def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse
     return tuple(torch.stack(parts) for parts in zip(*sums, strict=True))
 
 
+def _reduce(parts: tuple[Tensor, ...], axis: int, join: Callable[..., Any]) -> Any:
+    rows = list(zip(*(x.unbind(axis) for x in parts), strict=True))
+    total = rows[0]
+    for row in rows[1:]:
+        total = join(*total, *row)
+    return total
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 0], x[..., 1]
+
+
 def _allocate(dtype: torch.dtype, shape: list[int], _layout: Any, value: Tensor | None = None) -> Shared:
     return Shared(torch.full(shape, torch.nan, dtype=dtype) if value is None else value.clone())
 
@@ -109,12 +126,13 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 
 
 def _language() -> ModuleType:
-    layouts = {name: lambda *_: None for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout")}
+    layouts = {name: lambda *_: None for name in LAYOUTS}
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
-    instructions = {
+    instructions: dict[str, Callable[..., Any]] = {
         "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
         "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
+        "griddepcontrol.wait; mov.u32 $0, $1;": lambda x: x,
     }
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(
@@ -130,7 +148,9 @@ def _language() -> ModuleType:
         store=_store,
         allocate_shared_memory=_allocate,
         inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
-        convert_layout=lambda x, _layout: x,
+        convert_layout=lambda x, _layout, assert_trivial=False: x,
+        permute=lambda x, order: x.permute(order),
+        split=_split,
         thread_barrier=lambda: None,
         exp2=torch.exp2,
         rsqrt=torch.rsqrt,
@@ -140,6 +160,7 @@ def _language() -> ModuleType:
         minimum=_of_two(torch.minimum),
         gather=lambda x, i, axis: torch.gather(x, axis, i.long()),
         associative_scan=_scan,
+        reduce=_reduce,
         sum=lambda x, axis: x.sum(axis),
         max=lambda x, axis: x.amax(axis),
     )

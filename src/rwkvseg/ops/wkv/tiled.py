@@ -21,6 +21,20 @@ SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory b
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
+# backward from shared memory; all of it is off until it has been measured
+HALVES = ""  # how the last tiles are halved: "", not; "both", in one launch; "two", in a launch of their own
+HALVED = 0.6  # of the multiprocessors: how many tiles the last round may have if they are to be halved
+PACKED = False  # whether a thread reads the tokens of a block at once
+PACKED_BYTES = 2  # of numbers that can be read so, at most
+LEAN = 0  # how much a block keeps in registers to take fewer instructions, see `lean_gradients`
+KEPT = False  # whether what the blocks meet is kept in shared memory, where two programs still fit
+FEW_COPIES = False  # whether a tile is copied in few steps: between them the warps of a program meet
+ONE_SUM = False  # whether a program sums gw and gu, and looks whether it is unfit, at once
+MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
+MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
+MEND_EACH = (
+    0  # of how many images a program of that launch looks at the flags; 0: of 4, of 1 if there are few
+)
 
 
 class Tiling(NamedTuple):
@@ -85,6 +99,13 @@ def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     return tile if whole and held <= SHARED_BYTES and takes_shared_memory(*tensors) else None
 
 
+def kept_fits(tile: Tiling, itemsize: int) -> bool:
+    """Return whether two programs fit on a multiprocessor if each keeps four numbers per lane and block."""
+    lanes = tile.chunks * tile.channels
+    held = 3 * (tile.span + tile.chunks) * tile.channels * itemsize  # a token more of each lane
+    return held + 4 * (tile.blocks + 1) * lanes * 4 <= 112 * 1024  # and what lies there between the passes
+
+
 class _Plan:
     """A tiling laid over k (B, T, C), and the launches it takes."""
 
@@ -135,31 +156,62 @@ class _Plan:
 
         tiles = self.channels // tile.channels
         num_tiles = self.batch * tiles
+        whole = num_tiles - self.halved(num_tiles, tile) if name == "bwd" else num_tiles
+        num_flags = 2 * num_tiles - whole
         # a flag for every tile; backward, for those of some channels, how many programs are done with them
-        unfit = torch.empty(num_tiles + tiles, dtype=torch.int32, device=self.device)
+        unfit = torch.empty(num_flags + tiles, dtype=torch.int32, device=self.device)
         sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
         sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         resources: dict[str, Any] = {"num_warps": tile.warps, "maxnreg": tile.registers}
-        turns = self.turns(num_tiles, tensors[2].itemsize) if name == "fwd" else ()
         constants = sizes | resources | {"LIMIT": LIMIT[self.wide], "WARPS": tile.warps}
-        shared_kernel(name)[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
+        on_gpu = self.device.type == "cuda"
         each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
-        constants = sizes | resources | {"EACH": each, "WIDE": triton_states.TYPES[self.wide]}
+        mending = sizes | resources | {"WIDE": triton_states.TYPES[self.wide]}
+        kernel = shared_kernel(name)
         if name == "fwd":
-            early = self.device.type == "cuda"
-            constants |= {"EARLY": early} | ({"launch_pdl": True} if early else {})
+            turns = self.turns(num_tiles, tensors[2].itemsize)
+            kernel[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
             mend = triton_mend.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
-            mend(*tensors, unfit, self.num_tokens, num_tiles, **constants)
+            mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
+            mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
+            return
+        itemsize = tensors[2].itemsize
+        constants |= {"PACKED": PACKED and itemsize <= PACKED_BYTES, "LEAN": LEAN, "ONE_SUM": ONE_SUM}
+        constants |= {"KEPT": KEPT and kept_fits(tile, itemsize), "FEW_COPIES": FEW_COPIES}
+        counts = (self.num_tokens, whole, num_flags)
+        early = MEND_EARLY and on_gpu
+        if whole == num_tiles or HALVES == "both":
+            halves = "none" if whole == num_tiles else "both"
+            kernel[(num_flags,)](*tensors, unfit, *counts, HALVES=halves, EARLY=early, **constants)
         else:
-            mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
-            *rest, sums = scratch
-            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **constants)
+            if whole:
+                kernel[(whole,)](*tensors, unfit, *counts, HALVES="whole", EARLY=on_gpu, **constants)
+            also = launched_early(on_gpu and whole > 0)
+            grid = (num_flags - whole,)
+            kernel[grid](*tensors, unfit, *counts, HALVES="halves", EARLY=early, **constants, **also)
+        each, mending["num_warps"] = MEND_EACH or each, MEND_WARPS or tile.warps
+        mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
+        mending |= {"EACH": each, "HALVED": whole < num_tiles, "EARLY": early} | launched_early(early)
+        *rest, sums = scratch
+        mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, whole, **mending)
+
+    def halved(self, num_tiles: int, tile: Tiling) -> int:
+        """Return how many tiles, the last ones, a backward pass cuts into halves of their channels.
+
+        Those of the last round, if each would have a multiprocessor for itself: it would take them longer
+        than two programs of half the work, and the rest would be idle.
+        """
+        processors = num_processors(self.device)
+        rest = num_tiles % (2 * processors)  # as many programs run at a time
+        short = (tile.blocks + 1) // 2
+        fits = tile.chunks == 16 and tile.blocks > 1 and tile.blocks * tile.chunks % short == 0
+        return rest if HALVES and fits and rest <= HALVED * processors else 0
 
     def turns(self, num_tiles: int, itemsize: int) -> tuple[int, int]:
         """Return (pause, processors) of the kernel; in float32, or if few tiles follow, nobody waits."""
         if self.device.type != "cuda":
             return 0, 1
-        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        processors = num_processors(self.device)
         return (PAUSE if itemsize == 2 and num_tiles > 4 * processors else 0), processors
 
     @property
@@ -198,6 +250,16 @@ class _Plan:
             num_warps=4,
         )
         return states
+
+
+def num_processors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def launched_early(early: bool) -> dict[str, bool]:
+    """Return the options of a launch that may begin before the one before has come to its end."""
+    return {"launch_pdl": True} if early else {}
 
 
 def shared_kernel(name: str) -> Any:

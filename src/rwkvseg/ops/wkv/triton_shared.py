@@ -15,58 +15,35 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from rwkvseg.ops.wkv.triton_shared_layouts import (
+    copy_layout,
+    lanes_layout,
+    plain_layout,
+    read_block,
+    states_layout,
+    warp_layout,
+    widened,
+)
+
 LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.constexpr_function
-def lanes_layout(chunks, channels, warps):
-    """Return L."""
-    each = max(1, chunks * channels // (32 * warps))
-    across = channels // each
-    return gl.BlockedLayout([1, each], [32 // across, across], [warps, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def warp_layout(chunks, channels, warps):
-    """Return W."""
-    each = max(1, chunks * channels // (32 * warps))
-    return gl.BlockedLayout([1, each], [chunks, 32 // chunks], [1, warps], [1, 0])
-
-
-@gluon.constexpr_function
-def copy_layout(chunks, channels, warps):
-    """Return how tokens (token, chunk, channel) are copied: 8 channels, 16 bytes, a thread."""
-    across = channels // 8
-    beside = min(32 // across, chunks)
-    below = min(chunks // beside, warps)
-    return gl.BlockedLayout(
-        [1, 1, 8], [32 // across // beside, beside, across], [warps // below, below, 1], [2, 1, 0]
-    )
-
-
-@gluon.constexpr_function
-def plain_layout():
-    """Return how numbers lie in shared memory: one after the other."""
-    return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-
-
-@gluon.constexpr_function
-def states_layout(channels):
-    """Return how a number per lane lies in shared memory: threads of L and of W meet no bank twice."""
-    return gl.SwizzledSharedLayout(2, max(1, 32 // channels), 8, [1, 0])
 
 
 @gluon.jit
 def copy_tokens(
-    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, WARPS: gl.constexpr
+    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, LENGTH: gl.constexpr,
+    WARPS: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
-    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number."""
-    LENGTH: gl.constexpr = to_s.shape[0]
+    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number.
+
+    HELD: how many chunks there are in memory; the rest get what the last of them gets.
+    """
     CHUNKS: gl.constexpr = to_s.shape[1]
     CHANNELS: gl.constexpr = to_s.shape[2]
     COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
     token = gl.arange(0, WIDTH, gl.SliceLayout(1, gl.SliceLayout(2, COPY)))[:, None, None]
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(0, gl.SliceLayout(2, COPY)))[None, :, None]
+    if HELD < CHUNKS:
+        chunk = gl.minimum(chunk, HELD - 1)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, gl.SliceLayout(1, COPY)))[None, None, :]
     order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     rows_s = to_s.index(FIRST)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
@@ -74,14 +51,59 @@ def copy_tokens(
 
 
 @gluon.jit
-def copy_eight(to_s, p, C: gl.constexpr, s: gl.constexpr, WARPS: gl.constexpr):
+def copy_eight(
+    to_s, p, C: gl.constexpr, s: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+):  # fmt: skip
     """Begin to copy tokens 8 s.. of every chunk: eight, or what is left."""
-    LENGTH: gl.constexpr = to_s.shape[0]
     if LENGTH - 8 * s >= 8:
-        copy_tokens(to_s, p, C, 8 * s, 8, WARPS)
+        copy_tokens(to_s, p, C, 8 * s, 8, LENGTH, WARPS, HELD)
+    elif LENGTH - 8 * s == 4:
+        copy_tokens(to_s, p, C, 8 * s, 4, LENGTH, WARPS, HELD)
     else:
         for j in gl.static_range(8 * s, LENGTH):
-            copy_tokens(to_s, p, C, j, 1, WARPS)
+            copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS, HELD)
+
+
+@gluon.constexpr_function
+def wide_copies(length, eights):
+    """Return (first token, tokens) of copies: some of eight, then as many as are a power of two."""
+    found = ()
+    first = 0
+    while first < length:
+        left = length - first
+        width = 8 if len(found) < eights and left >= 8 else 1 << (left.bit_length() - 1)
+        found += ((first, width),)
+        first += width
+    return found
+
+
+@gluon.constexpr_function
+def wide_needed(length, tokens):
+    """Return how many of the copies of keys and values bring so many tokens."""
+    return 1 + sum(first + width < tokens for first, width in wide_copies(length, 2))
+
+
+@gluon.constexpr_function
+def wide_pending(length, block, s):
+    """Return how many groups of copies may still be on their way when block s is gone through."""
+    return len(wide_copies(length, 2)) - wide_needed(length, block * (s + 1))
+
+
+@gluon.jit
+def start_wide_copies(
+    k_s, v_s, g_s, p_k, p_v, p_g, C: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr,
+):  # fmt: skip
+    """Begin to copy keys and values in few groups, then g in one: programs wait between copies."""
+    COPIES: gl.constexpr = wide_copies(LENGTH, 2)
+    for i in gl.static_range(len(COPIES)):
+        copy_tokens(k_s, p_k, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
+        copy_tokens(v_s, p_v, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
+        async_copy.commit_group()
+    LAST: gl.constexpr = wide_copies(LENGTH, 0)
+    for i in gl.static_range(len(LAST)):
+        copy_tokens(g_s, p_g, C, LAST[i][0], LAST[i][1], LENGTH, WARPS, HELD)
+    async_copy.commit_group()
 
 
 @gluon.jit
@@ -108,20 +130,24 @@ def let_next_begin():
 
 
 @gluon.jit
-def start_copies(k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, WARPS: gl.constexpr):
-    """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
-    for s in gl.static_range(BLOCKS):
-        copy_eight(k_s, p_k, C, s, WARPS)
-        copy_eight(v_s, p_v, C, s, WARPS)
-        async_copy.commit_group()
+def wait_for_last():
+    """Wait until the launch before has come to its end, where this one began before that."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.wait; mov.u32 $0, $1;", "=r,r", [gl.program_id(0)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
-def widened(x):
-    """Return a number in float32."""
-    if x.dtype == gl.bfloat16:  # one instruction; a conversion takes two
-        x = (x.to(gl.int16, bitcast=True).to(gl.int32) << 16).to(gl.float32, bitcast=True)
-    return x.to(gl.float32)
+def start_copies(
+    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr,
+):  # fmt: skip
+    """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
+    for s in gl.static_range(BLOCKS):
+        copy_eight(k_s, p_k, C, s, LENGTH, WARPS, HELD)
+        copy_eight(v_s, p_v, C, s, LENGTH, WARPS, HELD)
+        async_copy.commit_group()
 
 
 @gluon.jit
@@ -151,7 +177,7 @@ def scan_chunks(x, decay, W: gl.constexpr, REVERSE: gl.constexpr):
     passed = CHUNKS - 1 - at if REVERSE else at
     sign: gl.constexpr = -1 if REVERSE else 1
     x = gl.where(passed >= 1, gl.gather(x, gl.where(passed >= 1, at - sign, 0), 0), 0.0)
-    for i in gl.static_range(4):
+    for i in gl.static_range(5 if CHUNKS == 32 else 4):
         there = passed >= 2**i
         factor = gl.where(there, gl.exp2(decay * 2**i), 0.0)
         x = x + factor * gl.gather(x, gl.where(there, at - sign * 2**i, at), 0)
@@ -187,13 +213,20 @@ def reciprocal(x):
 
 
 @gluon.jit
-def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr):
+def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr):
     """Return (n, d) of the tokens of a block, two tuples: d = exp(k - reference), n = d (v - mean)."""
     n, d = (), ()
-    for j in gl.static_range(BLOCK):
-        x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
-        n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
-        d += (x,)
+    if PACKED:
+        k, v = read_block(k_s, s, BLOCK, L, True), read_block(v_s, s, BLOCK, L, True)
+        for j in gl.static_range(BLOCK):
+            x = gl.exp2(widened(k[j]) * LOG2E - top)
+            n += (x * (widened(v[j]) - mean),)
+            d += (x,)
+    else:
+        for j in gl.static_range(BLOCK):
+            x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
+            n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
+            d += (x,)
     return n, d
 
 
@@ -246,20 +279,24 @@ def add_entering(rows_n, rows_d, n, d, far, BLOCKS: gl.constexpr, REVERSE: gl.co
 @gluon.jit
 def totals(
     k_s, v_s, top, mean, lam, far,
-    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
+    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    FEW_COPIES: gl.constexpr = False,
 ):  # fmt: skip
     """Go through the blocks as they arrive: return what each lane sends to later ones and to earlier ones.
 
     Then what reaches its blocks from earlier tokens of it, rows. PENDING: groups of copies that follow those
-    of keys and values.
+    of keys and values. FEW_COPIES: whether there are as few of those as `start_wide_copies` makes.
     """
     zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
     ln, ld, en, ed, power = zero, zero, zero, zero, zero + 1.0
     pns, pds = (), ()
     for s in gl.static_range(BLOCKS):  # written out: a loop would move its rows about
-        async_copy.wait_group(BLOCKS - 1 - s + PENDING)
+        if not FEW_COPIES:
+            async_copy.wait_group(BLOCKS - 1 - s + PENDING)
+        elif s == 0 or wide_pending(BLOCK * BLOCKS, BLOCK, s) < wide_pending(BLOCK * BLOCKS, BLOCK, s - 1):
+            async_copy.wait_group(wide_pending(BLOCK * BLOCKS, BLOCK, s) + PENDING)
         pns, pds = pns + (ln,), pds + (ld,)
-        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
+        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = en + power * earlier_n, ed + power * earlier_d
@@ -268,18 +305,25 @@ def totals(
 
 
 @gluon.jit
-def unfit(least, total, w, u, T, LIMIT: gl.constexpr, BLOCK: gl.constexpr):
-    """Return 1 if the sums of any lane left the range of float32 with respect to their denominators, else 0.
+def misfits(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK: gl.constexpr):
+    """Return 1 where the sums of a lane left the range of float32 with respect to their denominators, else 0.
 
     least, total: of one denominator in the middle of every block. Up to BLOCK // 2 tokens away denominators
     differ by a factor of exp(|u| + |w| BLOCK // 2) at most, since each is a sum over the same keys.
-    `unfit` of triton_fast.py says why. w, u: to base 2.
+    `unfit` of triton_fast.py says why. w, u: to base 2. SPARE: by how many powers of two the least must
+    be larger than that asks for.
     """
     apart = gl.abs(u) + gl.abs(w) * (BLOCK // 2)
     grown = gl.maximum(-w, 0.0) * T + gl.abs(u) + apart
-    enough = gl.where(grown < LIMIT, gl.exp2(grown - LIMIT), float("inf"))
+    enough = gl.where(grown < LIMIT - SPARE, gl.exp2(grown - (LIMIT - SPARE)), float("inf"))
     fits = (least > enough) & (total < gl.exp2(0.5 * LIMIT + 14 - apart))  # a NaN in total does not
-    return gl.max(gl.max(gl.where(fits, 0, 1), 1), 0)
+    return gl.where(fits, 0, 1)
+
+
+@gluon.jit
+def unfit(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK: gl.constexpr):
+    """Return 1 if any lane is one of the `misfits`, else 0."""
+    return gl.max(gl.max(misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK), 1), 0)
 
 
 @gluon.jit
@@ -291,7 +335,7 @@ def put_outputs(
 
     Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
     """
-    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
+    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L, False)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     some = pn
     for j in gl.static_range(BLOCK):
@@ -325,7 +369,7 @@ def bi_wkv_fwd_shared_kernel(
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
     wait_turn(pause, processors)
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS)
+    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -333,7 +377,7 @@ def bi_wkv_fwd_shared_kernel(
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     top = sampled_reference(p_k + base + c[None, :], T, C)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, False)
     pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
@@ -346,5 +390,5 @@ def bi_wkv_fwd_shared_kernel(
         fn, fd, least, total, some = put_outputs(
             k_s, v_s, y, BLOCKS - 1 - i, top, lam, bonus, pn, pd, fn, fd, least, total, C, BLOCK, L
         )
-    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
+    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, 0, BLOCK))
     gl.store(p_mean + i_b * C + i_c * CHANNELS + c, gl.sum(some, 0) / CHUNKS)

@@ -10,20 +10,31 @@ from rwkvseg.ops.wkv.triton_shared import (
     chunk_decay,
     copy_eight,
     futures,
-    lanes_layout,
-    plain_layout,
+    let_next_begin,
+    misfits,
     push_first,
     reach,
     reciprocal,
     sampled_reference,
     send,
     start_copies,
+    start_wide_copies,
     totals,
     unfit,
-    warp_layout,
+    wait_for_last,
     weigh,
+)
+from rwkvseg.ops.wkv.triton_shared_gradients import lean_gradients, put_gradients
+from rwkvseg.ops.wkv.triton_shared_layouts import (
+    own_layout,
+    plain_layout,
+    read_block,
+    rows_held,
+    warp_layout,
     widened,
 )
+
+SPARE = gl.constexpr(20)  # g / denominator^2 must stay in range as well, for |g| up to 2^20
 
 
 @gluon.jit
@@ -45,20 +56,29 @@ def same_rows(x, BLOCKS: gl.constexpr):
 
 
 @gluon.jit
+def allocate_rows(BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr):
+    """Return shared memory for a number per lane for every block."""
+    return gl.allocate_shared_memory(gl.float32, [BLOCKS, CHUNKS, CHANNELS], plain_layout())
+
+
+@gluon.jit
 def adjoint_pairs(
-    g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam, BLOCK: gl.constexpr, L: gl.constexpr
+    g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam,
+    BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """Return (h, q) of the tokens of a block, two tuples: h = g / denominator, q = h out.
 
     Then what `unfit` wants to know so far.
     """
     hs, qs = (), ()
+    if PACKED:
+        g = read_block(g_s, s, BLOCK, L, True)
     for j in gl.static_range(BLOCK):
         den = pd + from_d[j] + bonus * d[j]
         if j == BLOCK // 2:
             least, total = gl.minimum(least, den), total + den
         inverse = reciprocal(den)
-        h = widened(g_s.index(s * BLOCK + j).load(L)) * inverse
+        h = widened(g[j] if PACKED else g_s.index(s * BLOCK + j).load(L)) * inverse
         hs += (h,)
         qs += ((pn + from_n[j] + bonus * n[j]) * (h * inverse),)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
@@ -68,16 +88,16 @@ def adjoint_pairs(
 @gluon.jit
 def adjoint_step(
     k_s, v_s, g_s, s, top, mean, lam, far, bonus, power, pn, pd, fn, fd, lr, lq, er, eq, least, total,
-    BLOCK: gl.constexpr, L: gl.constexpr,
+    BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """Add block s to the adjoint sums of its lanes, (lr, lq) to later and (er, eq) to earlier tokens.
 
     Return far^(blocks so far), what leaves the block to earlier tokens, these sums, and what `unfit` wants.
     """
-    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
+    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     hs, qs, least, total = adjoint_pairs(
-        g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam, BLOCK, L
+        g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam, BLOCK, L, PACKED
     )
     later_r, later_q, earlier_r, earlier_q = send(hs, qs, lam, BLOCK)
     er, eq = er * far + earlier_r, eq * far + earlier_q
@@ -86,127 +106,177 @@ def adjoint_step(
 
 
 @gluon.jit
-def to_later(
-    g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu, BLOCK: gl.constexpr, L: gl.constexpr
-):  # fmt: skip
-    """Go through a block with what comes from earlier tokens: past, the sums, and on, the adjoint ones.
-
-    Return of every token h, q, and what it has so far of gk and of gv / d, four tuples; then the pairs that
-    leave the block, the sums of `past` over its tokens, as they reach its end, and the sums for gw and gu.
-    A token's own part of gk: `block_gradients` of triton_fast.py.
-    """
-    pn, pd = past
-    r, rq = on
-    hs, qs, gks, gvs = (), (), (), ()
-    sn, sd = pn, pd  # of earlier tokens' past, each with its decay: what the adjoint sums meet later
-    for j in gl.static_range(BLOCK):
-        num, den = pn + from_n[j], pd + from_d[j]
-        inverse = reciprocal(den + bonus * d[j])
-        h = widened(g_s.index(s * BLOCK + j).load(L)) * inverse
-        twice = h * inverse
-        q = (num + bonus * n[j]) * twice
-        own = twice * (den * n[j] - num * d[j])
-        gu = gu + own
-        gw = gw + r * from_n[j]
-        gw = gw - rq * from_d[j]
-        if j == 0:
-            sn, sd = pn, pd
-        else:
-            gw = gw + h * sn
-            gw = gw - q * sd
-            sn, sd = sn * lam + pn, sd * lam + pd
-        hs, qs = hs + (h,), qs + (q,)
-        gks, gvs = gks + (bonus * own + n[j] * r - d[j] * rq,), gvs + (bonus * h + r,)
-        pn, pd = pn * lam + n[j], pd * lam + d[j]
-        r, rq = r * lam + h, rq * lam + q
-    return hs, qs, gks, gvs, (pn, pd), (r, rq), sn, sd, gw, gu
+def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
+    """Return the sums of two and the larger of one."""
+    return gw + more_gw, gu + more_gu, gl.maximum(bad, more_bad)
 
 
 @gluon.jit
-def put_gradients(
-    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
-):  # fmt: skip
-    """Write gk and gv of block s from the pairs that enter it on both sides; on, back: the adjoint ones.
-
-    Return both that leave it to later tokens, the sum for gw but for -lam, and that for gu but for exp(u).
-    """
-    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
-    from_n, from_d, _, _ = futures(n, d, future[0], future[1], lam, BLOCK)
-    hs, qs, gks, gvs, past, on, sn, sd, gw, gu = to_later(
-        g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu, BLOCK, L
-    )
-    r, rq = back
-    gw = gw + r * sn
-    gw = gw - rq * sd
-    for j in gl.static_range(BLOCK - 1, -1, -1):
-        gk = gks[j] + n[j] * r - d[j] * rq
-        gv = d[j] * (gvs[j] + r)
-        gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
-        gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
-        r, rq = r * lam + hs[j], rq * lam + qs[j]
-    return past, on, gw, gu
-
-
-@gluon.jit(do_not_specialize=["T"])
-def bi_wkv_bwd_shared_kernel(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T,
+def tile_gradients(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_flag, i_b, i_c, T,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr,
+    HELD: gl.constexpr, LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
+    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr,
 ):  # fmt: skip
-    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit."""
-    L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
+    """Write gk, gv and the parts of gw and gu of a tile: image i_b, the channels from i_c CHANNELS on.
+
+    And whether it is unfit. Of its CHUNKS chunks the first HELD hold tokens. The rest have the last one's
+    numbers in shared memory, but weigh nothing, send nothing and write nothing. What the other constants
+    choose: the variables of these names in tiled.py.
+    """
+    L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    i_c = gl.program_id(0) % (C // CHANNELS)
-    i_b = gl.program_id(0) // (C // CHANNELS)
+    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
+    MASKED: gl.constexpr = HELD < CHUNKS
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, WARPS)
-    for eight in gl.static_range(BLOCKS):
-        copy_eight(g_s, p_g + base, C, eight, WARPS)
-    async_copy.commit_group()
+    if FEW_COPIES:
+        start_wide_copies(
+            k_s, v_s, g_s, p_k + base, p_v + base, p_g + base, C, LENGTH, WARPS, HELD
+        )  # fmt: skip
+    else:
+        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD)
+        for eight in gl.static_range(BLOCKS):
+            copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, HELD)
+        async_copy.commit_group()
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
+    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
+    there = chunk + gl.full([CHUNKS, CHANNELS], 0, gl.int32, L) < HELD
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     mean = gl.load(p_mean + i_b * C + i_c * CHANNELS + c[None, :])
     top = sampled_reference(p_k + base + c[None, :], T, C)
+    if MASKED:
+        top = gl.where(there, top + zero, float("inf"))
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES)
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
-    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
     least, total = zero + float("inf"), zero
     lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
-    ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    if KEPT:
+        fn_s, fd_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+        er_s, eq_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+    else:
+        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
     for i in range(BLOCKS):  # from the last block back
         pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-        pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
-        ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
+        if KEPT:
+            pns, pds = push_first(pns, zero, BLOCKS), push_first(pds, zero, BLOCKS)
+            fn_s.index(BLOCKS - 1 - i).store(fn)
+            fd_s.index(BLOCKS - 1 - i).store(fd)
+            er_s.index(BLOCKS - 1 - i).store(er)
+            eq_s.index(BLOCKS - 1 - i).store(eq)
+        else:
+            pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
+            ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
         power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
             k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
-            lr, lq, er, eq, least, total, BLOCK, L,
+            lr, lq, er, eq, least, total, BLOCK, L, PACKED,
         )  # fmt: skip
-    gl.store(p_unfit + gl.num_programs(0) + i_c, 0)  # the next launch counts there
-    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, BLOCK))
+    if MASKED:
+        least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
+        lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
+        er, eq = gl.where(there, er, 0.0), gl.where(there, eq, 0.0)
+    if ONE_SUM:
+        bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
+    else:
+        gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
-    ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
+    if not KEPT:
+        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
     past, on = (past_n, past_d), (r, rq)
     gw, gu = zero, zero
     places = base + (chunk * (LENGTH * C) + c[None, :])
     for s in range(BLOCKS):
-        future, back = (pns[0], pds[0]), (ers[0], eqs[0])
-        pns, pds = push_last(pns, pns[0], BLOCKS), push_last(pds, pds[0], BLOCKS)
-        ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
-        past, on, gw, gu = put_gradients(
-            k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-            past, on, future, back, gw, gu, C, BLOCK, L,
-        )  # fmt: skip
+        if KEPT:
+            entered = gl.exp2(w * ((s - (BLOCKS - 1)) * BLOCK))
+            future = (fn_s.index(s).load(L), fd_s.index(s).load(L))
+            back = (er_s.index(s).load(L) + entered * back_r, eq_s.index(s).load(L) + entered * back_q)
+        else:
+            future, back = (pns[0], pds[0]), (ers[0], eqs[0])
+            pns, pds = push_last(pns, pns[0], BLOCKS), push_last(pds, pds[0], BLOCKS)
+            ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
+        if LEAN:
+            past, on, gw, gu = lean_gradients(
+                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
+                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
+            )  # fmt: skip
+        else:
+            past, on, gw, gu = put_gradients(
+                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
+                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
+            )  # fmt: skip
+    if MASKED:
+        gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
-    gl.store(parts, gl.sum(-lam * gw, 0))
-    gl.store(parts + C, gl.sum(bonus * gu, 0))
+    if ONE_SUM:
+        gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
+        gl.store(p_flag, gl.max(bad, 0))
+    else:
+        gw, gu = gl.sum(-lam * gw, 0), gl.sum(bonus * gu, 0)
+    gl.store(parts, gw)
+    gl.store(parts + C, gu)
+
+
+@gluon.jit(do_not_specialize=["T", "full", "num_flags"])
+def bi_wkv_bwd_shared_kernel(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, full, num_flags,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
+    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, HALVES: gl.constexpr,
+    EARLY: gl.constexpr,
+):  # fmt: skip
+    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
+
+    HALVES: which tiles this launch takes: "none" are halved, all of them are "whole" or "halves" of a tile's
+    channels, or "both", the first `full` tiles whole and the rest halved. A half is cut into twice as many
+    chunks, of fewer blocks. There are num_flags flags: of the whole tiles, then of the halves.
+    EARLY: whether the next launch may begin before this comes to its end.
+    """
+    if EARLY:
+        let_next_begin()
+    tiles: gl.constexpr = C // CHANNELS
+    SHORT: gl.constexpr = (BLOCKS + 1) // 2
+    HELD: gl.constexpr = CHUNKS * BLOCKS // SHORT
+    i_p = gl.program_id(0)
+    if HALVES == "halves":
+        i_p += full
+    if HALVES == "both" or HALVES == "halves":
+        i_h = i_p - full  # the number of the half
+        i_t = gl.where(i_h < 0, i_p, full + i_h // 2)
+    else:
+        i_h, i_t = i_p, i_p
+    i_b, i_c = i_t // tiles, i_t % tiles
+    gl.store(p_unfit + num_flags + i_c, 0)  # a later launch counts there
+    if HALVES == "none" or HALVES == "whole":
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+        )  # fmt: skip
+    elif HALVES == "halves":
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+        )  # fmt: skip
+        wait_for_last()  # what waits for this launch may rely on the one before
+    elif i_h < 0:
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+        )  # fmt: skip
+    else:
+        tile_gradients(
+            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
+            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+        )  # fmt: skip
