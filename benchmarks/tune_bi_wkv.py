@@ -154,7 +154,8 @@ def main() -> None:
     bandwidth = timing.Clock("cuda", budget=0.05).copy_bandwidth()
     print(f"- {options.dtype}; a copy moves {bandwidth / 1e12:.2f} TB/s; floor: share of the byte floor\n")
     print(
-        "| kernels | B, T, C | forward, warm ms | floor | cold | floor | backward, warm ms | floor | cold | floor |"
+        "| kernels | B, T, C | forward, warm ms | floor | cold | floor "
+        "| backward, warm ms | floor | cold | floor |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     with torch.cuda.stream(torch.cuda.Stream()):
