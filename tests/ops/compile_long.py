@@ -1,0 +1,68 @@
+"""Compile the kernels that wait for each other for an H200, without one; print each, its spills and more.
+
+The last numbers: registers, instructions, bytes of shared memory, and spills.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from rwkvseg.ops.wkv import tiled, tiled_long
+
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
+
+
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int) -> Any:
+    sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+    sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels, "GROUPS": groups}
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in sizes:
+            signature[name] = "constexpr"
+        elif not name.startswith("p_"):
+            signature[name] = "i32"
+        else:
+            kind = "i32" if name == "p_flags" else dtype if name in TOKENS else "fp32"
+            signature[name] = f"*{kind}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    constants = {(i,): sizes[name] for i, name in enumerate(kernel.arg_names) if name in sizes}
+    source = GluonASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": tile.warps, "maxnreg": tile.registers, "launch_cooperative_grid": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def dumped(binary: bytes, *options: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [BINARIES / "cuobjdump", *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    cases = [(name, span, groups, "bf16") for name in ("fwd", "bwd") for span in (1024, 512) for groups in (1, 0)]
+    cases += [("fwd", 512, 1, "fp32"), ("bwd", 512, 1, "fp32")]
+    for name, span, groups, dtype in cases[: int(sys.argv[2]) if len(sys.argv) > 2 else None]:
+        itemsize = 4 if dtype == "fp32" else 2
+        tile = tiled_long.long_tile(span, itemsize, backward=name == "bwd")
+        done = compiled(tiled_long.long_kernel(name), tile, dtype, groups)
+        code = dumped(done.asm["cubin"], "-sass")
+        if len(sys.argv) > 1:
+            (Path(sys.argv[1]) / f"{name}_{span}_{groups}_{dtype}.sass").write_text(code)
+            (Path(sys.argv[1]) / f"{name}_{span}_{groups}_{dtype}.ptx").write_text(done.asm["ptx"])
+        (registers,) = re.findall(r"REG:(\d+)", dumped(done.asm["cubin"], "-res-usage"))
+        instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE))
+        spills = len(re.findall(r"\b(STL|LDL)\b", code))
+        print(name, span, groups, dtype, registers, instructions, done.metadata.shared, spills, flush=True)
+
+
+if __name__ == "__main__":
+    main()
