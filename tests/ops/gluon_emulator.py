@@ -1,5 +1,7 @@
 """Runs Gluon kernels' own source on the CPU: torch stands for their language, one program follows another.
 
+Programs that wait for each other ("_long_kernel") are threads instead.
+
 Triton's interpreter knows no Gluon. Here a module of kernels is imported anew while `gl` is a table of
 torch's functions; layouts mean nothing, shared memory is a tensor full of NaN, a copy to it takes place at
 once, and a pointer is a tensor with offsets, all of which must lie in it. What it cannot show: races, and
@@ -9,6 +11,8 @@ copies that are still on their way.
 import importlib
 import importlib.util
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +23,14 @@ import torch
 from torch import Tensor
 
 GLUON = "triton.experimental.gluon"
-program = SimpleNamespace(number=0, numbers=0)
+PATIENCE = 60.0  # seconds that a program waits for another one at most
+program = threading.local()  # number, numbers
+adding = threading.Lock()
+WAIT = (
+    "{ .reg .pred there; again: ld.acquire.gpu.global.u32 $0, [$1]; "
+    "setp.ge.u32 there, $0, $2; @!there bra again; }"
+)
+failed = threading.Event()
 
 
 class Pointer:
@@ -32,8 +43,15 @@ class Pointer:
     def __add__(self, offsets: Any) -> "Pointer":
         return Pointer(self.memory, self.offsets + offsets)
 
-    def places(self) -> Tensor:
+    def to(self, dtype: torch.dtype) -> "Pointer":
+        assert dtype == torch.int64, "a pointer is wide"
+        return self
+
+    def places(self, mask: Any = True) -> Tensor:
+        """Return the offsets, 0 of what is masked."""
         places = torch.as_tensor(self.offsets).long()
+        mask = torch.as_tensor(mask)
+        places = torch.where(mask, places, 0)
         assert places.amin() >= 0, "before the tensor"
         assert places.amax() < self.memory.numel(), "beyond the tensor"
         return places
@@ -68,26 +86,75 @@ class Shared:
 class Kernel:
     """A kernel as one launches it: `kernel[grid](*arguments)`."""
 
-    def __init__(self, run: Callable[..., None]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[..., None], *, together: bool = False) -> None:
+        self.run, self.together = run, together
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
             pointers = [Pointer(x) if isinstance(x, Tensor) else x for x in arguments]
-            program.numbers = grid[0]
-            for program.number in range(grid[0]):
+
+            def one(number: int) -> None:
+                program.number, program.numbers = number, grid[0]
                 self.run(*pointers, **constants)
+
+            if self.together:
+                _at_once(one, grid[0])
+            else:
+                for number in range(grid[0]):
+                    one(number)
 
         return launch
 
 
-def _load(p: Pointer) -> Tensor:
-    return p.memory.reshape(-1)[p.places()]
+def _at_once(run: Callable[[int], None], number: int) -> None:
+    """Run so many programs in threads, the last one first; raise what one of them does."""
+    errors: list[BaseException] = []
+    failed.clear()
+
+    def one(i: int) -> None:
+        try:
+            with torch.no_grad():  # a thread's own setting
+                run(i)
+        except BaseException as error:
+            errors.append(error)
+            failed.set()
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in reversed(range(number))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
-def _store(p: Pointer, x: Any) -> None:
+def _wait_for(p: Pointer, number: Any) -> Tensor:
+    end = time.monotonic() + PATIENCE
+    while int(_load(p)) < int(number):
+        assert not failed.is_set(), "another program failed"
+        assert time.monotonic() < end, "nobody comes"
+        time.sleep(0.001)
+    return torch.tensor(0)
+
+
+def _atomic_add(p: Pointer, x: int, sem: str) -> Tensor:
+    assert sem in ("release", "acq_rel"), "others look at what was written before"
+    with adding:
+        before = _load(p)
+        _store(p, before + x)
+    return before
+
+
+def _load(p: Pointer, mask: Any = True, other: Any = 0.0, cache_modifier: str = "") -> Tensor:
+    x = p.memory.reshape(-1)[p.places(mask)]
+    return torch.where(torch.as_tensor(mask), x, torch.as_tensor(other, dtype=x.dtype))
+
+
+def _store(p: Pointer, x: Any, mask: Any = True) -> None:
     assert p.memory.is_contiguous()
-    p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
+    x = torch.as_tensor(x).to(p.memory.dtype)
+    if mask is True or bool(mask):  # of one number
+        p.memory.view(-1)[p.places()] = x
 
 
 def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse: bool = False) -> Any:
@@ -113,6 +180,7 @@ def _language() -> ModuleType:
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
     instructions = {
         "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
+        WAIT: _wait_for,
         "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
     }
@@ -128,6 +196,7 @@ def _language() -> ModuleType:
         full=lambda shape, x, dtype, _layout=None: torch.full(shape, x, dtype=dtype),
         load=_load,
         store=_store,
+        atomic_add=_atomic_add,
         allocate_shared_memory=_allocate,
         inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
         convert_layout=lambda x, _layout: x,
@@ -187,7 +256,11 @@ def emulated(*names: str) -> dict[str, Kernel]:
             if module is not None:
                 sys.modules[name] = module
     functions = {name: f for module in modules for name, f in vars(module).items() if callable(f)}
-    return {name: Kernel(f) for name, f in functions.items() if name.endswith("_kernel")}
+    return {
+        name: Kernel(f, together=name.endswith("_long_kernel"))
+        for name, f in functions.items()
+        if name.endswith("_kernel")
+    }
 
 
 def _imported(name: str) -> ModuleType:

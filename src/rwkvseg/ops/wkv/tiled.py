@@ -260,7 +260,7 @@ def triton_bi_wkv_backward(
         from rwkvseg.ops.wkv import tiled_long
 
         with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-            return tiled_long.backward(plan.long, w, u, k, v, g, states, gk, gv), gk, gv
+            return tiled_long.backward(plan.long, (w, u, k, v), g, states, gk, gv), gk, gv
     parts = plan.new(plan.batch * plan.num_spans, 2, plan.channels)
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)

@@ -17,6 +17,7 @@ REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
 MEMORY = 228 * 1024  # its shared memory, of which programs have a part
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
+SHORTER = 1024  # tokens that one program takes
 READ = 64  # spans up to which every program reads them all
 
 
@@ -40,7 +41,7 @@ def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
 
 
 def processors(device: torch.device) -> int:
-    """Return how many multiprocessors there are; on a CPU, where tests run, one."""
+    """Return how many multiprocessors there are; on a CPU, where tests run one program after another, one."""
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -70,7 +71,7 @@ def takes_long(device: torch.device, itemsize: int) -> bool:
 def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
     _, num_tokens, channels = k.shape
-    if num_tokens <= 1024 or channels % 16 != 0 or not takes_long(k.device, k.itemsize):
+    if num_tokens <= SHORTER or channels % 16 != 0 or not takes_long(k.device, k.itemsize):
         return None
     tiles = [long_tile(tiled.LONG_SPAN, k.itemsize, backward=b) for b in (False, True)]
     num_spans, left = divmod(num_tokens, tiles[0].span)
@@ -173,6 +174,7 @@ class _Launch:
             **self.sizes,
             WIDE=triton_states.TYPES[torch.float32],
             EARLY=early,
+            JOINS=-(-self.num_spans // 64),
             num_warps=self.tile.warps,
             maxnreg=128,
             **options,
@@ -193,10 +195,11 @@ def forward(tile: Tiling, w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor,
 
 
 def backward(
-    tile: Tiling, w: Tensor, u: Tensor, k: Tensor, v: Tensor, g: Tensor, states: Tensor, gk: Tensor, gv: Tensor
+    tile: Tiling, inputs: tuple[Tensor, ...], g: Tensor, states: Tensor, gk: Tensor, gv: Tensor
 ) -> Tensor:
-    """Write the gradients of k and v to gk and gv; return those of (w, u), (2, C)."""
-    k, v, g = _aligned(k), _aligned(v), _aligned(g)
+    """Write the gradients of k and v to gk and gv; return those of (w, u), (2, C). inputs: w, u, k, v."""
+    w, u, *tokens = inputs
+    k, v, g = (_aligned(x) for x in (*tokens, g))
     launch = _Launch(tile, k, backward=True)
     batch, num_spans, _, channels = launch.states
     parts, sums = launch.new(batch * num_spans, 2, channels), launch.new(2, channels)

@@ -1,8 +1,8 @@
 """What follows Bi-WKV of several spans in one launch: sequences that it did not suit are done again, safely.
 
-As a rule there are none, and the launch costs what looking at the flags does. Otherwise its programs, which are
-all on the GPU at once, share the tiles of these sequences, and between the steps wait for each other. Flags:
-triton_shared_long.py; after them is a number that the programs count their steps in. Legend: triton_states.py.
+As a rule there are none, and the launch costs what looking at the flags does. Otherwise its programs, which
+are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps.
+Flags: triton_shared_long.py; after them is a number that counts these steps. Legend: triton_states.py.
 """
 
 import triton
@@ -52,15 +52,15 @@ def steps_of(p_flags, num_sequences, num_spans):
 @triton.jit
 def join_unfit(
     p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
-    C: tl.constexpr, SPAN: tl.constexpr, CHANNELS: tl.constexpr, CENTRED: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, SPAN: tl.constexpr, JOINS: tl.constexpr, CHANNELS: tl.constexpr, CENTRED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Join the totals of the unfit sequences, each by one program."""
     i_q = tl.program_id(0)
     while i_q < num_sequences:
         if tl.load(p_flags + i_q) > 0:
             join_states(
-                i_q, p_w, p_totals, p_states, num_spans, C, SPAN, tl.cdiv(num_spans, 64), CHANNELS, CENTRED,
-                WIDE,
+                i_q, p_w, p_totals, p_states, num_spans, C, SPAN, JOINS, CHANNELS, CENTRED, WIDE,
             )  # fmt: skip
         i_q += tl.num_programs(0)
 
@@ -88,7 +88,7 @@ def gradients_of_unfit(
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     TOTALS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write what the spans of unfit sequences send of the adjoint sums if TOTALS, otherwise their gradients."""
+    """Write of unfit sequences what their spans send of the adjoint sums if TOTALS, or else the gradients."""
     tile = tl.program_id(0)
     while tile < num_sequences * num_spans:
         if tile_is_unfit(p_flags, tile, num_spans, C // CHANNELS):
@@ -125,9 +125,12 @@ def sum_parts(
 def bi_wkv_fwd_mend_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_totals, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr, EARLY: tl.constexpr,
+    WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
 ):  # fmt: skip
-    """Write y and the states of unfit sequences anew. EARLY: launched before the kernel ahead has ended."""
+    """Write y and the states of unfit sequences anew. EARLY: launched before the kernel ahead has ended.
+
+    JOINS: groups of 64 spans, to `join_states`.
+    """
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
@@ -139,7 +142,7 @@ def bi_wkv_fwd_mend_long_kernel(
         wait_for_all(steps, 1)
         join_unfit(
             p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
-            C, BLOCK * BLOCKS * CHUNKS, CHANNELS, True, WIDE,
+            C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
         )  # fmt: skip
         wait_for_all(steps, 2)
         tile = tl.program_id(0)
@@ -157,7 +160,7 @@ def bi_wkv_bwd_mend_long_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_flags, p_totals, p_states, p_adjoint, p_keys, p_outs,
     p_sums, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr, EARLY: tl.constexpr,
+    WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of unfit sequences anew, then the sums of the parts, (2, C)."""
     if EARLY:
@@ -171,7 +174,7 @@ def bi_wkv_bwd_mend_long_kernel(
         wait_for_all(steps, 1)
         join_unfit(
             p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
-            C, BLOCK * BLOCKS * CHUNKS, CHANNELS, True, WIDE,
+            C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
         )  # fmt: skip
         wait_for_all(steps, 2)
         gradients_of_unfit(
@@ -181,7 +184,7 @@ def bi_wkv_bwd_mend_long_kernel(
         wait_for_all(steps, 3)
         join_unfit(
             p_w, p_totals, p_adjoint, p_flags, num_sequences, num_spans,
-            C, BLOCK * BLOCKS * CHUNKS, CHANNELS, False, WIDE,
+            C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, False, WIDE,
         )  # fmt: skip
         wait_for_all(steps, 4)
         gradients_of_unfit(

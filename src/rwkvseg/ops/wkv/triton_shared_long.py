@@ -1,16 +1,17 @@
 """Bi-WKV of several spans in one launch from shared memory, forward: programs that wait for each other.
 
-All programs are on the GPU at once (a cooperative launch; otherwise the driver refuses), each takes one tile
-after another: span i_s of the sequence i_q, an image's block of channels; the spans of a sequence follow each
-other. A program writes what its span sends, waits for what the others of its sequence send, and goes on from
-shared memory. It waits for no tile but of its own sequence, which no program takes two of at a time as long as
-there are no more spans than programs: whoever is waited for has none but earlier sequences to finish first.
+All programs are on the GPU at once (a cooperative launch, which the driver refuses otherwise). Each takes one
+tile after another: span i_s of the sequence i_q, which is an image's block of channels; the spans of a
+sequence follow each other. A program writes what its span sends, waits for what the others of its sequence
+send, and goes on from shared memory. It waits for tiles of its own sequence only, and as there are at least
+as many programs as spans, none of them comes behind another one in its program: whoever is waited for has
+only earlier sequences to finish first, so that no chain of waits closes.
 
 All spans of a sequence have the same reference, so that sums add up without exponents. If it suits one of
 them badly, a later launch (triton_mend_long.py) does the sequence again. Legend: triton_shared.py, and
 
-    sent    (sequences, spans, 4, CHANNELS), what each span sends: n, d to later and n, d to earlier ones; then
-            the same of groups of GROUP spans
+    sent    (sequences, spans, 4, CHANNELS), what each span sends: n, d to later and n, d to earlier ones;
+            then the same of groups of GROUP spans
     flags   zeros before the launch: of each sequence whether it is unfit, then how many have sent in a first
             exchange, in a second; of each group how many of it have in the first, in the second
     GROUPS  groups whose spans every program reads itself; 0: those of its own, and of the others their sums
@@ -99,9 +100,9 @@ def send_and_wait(
     sent, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, decay, c, row,
     EXCHANGE: gl.constexpr, GROUPS: gl.constexpr, CHANNELS: gl.constexpr,
 ):  # fmt: skip
-    """Write what the span sends, and return its sequence's place in p_sent, of the spans and of the groups.
+    """Write what the span sends; return where the spans and the groups are in p_sent, and what to wait for.
 
-    The group's last to send writes what the group does: who that is, is left to chance, what it writes is not.
+    The last of a group to send writes what the group does: who that is, is left to chance, the sums are not.
     """
     num_sequences = num_tiles // num_spans
     num_groups = (num_spans + GROUP - 1) // GROUP
