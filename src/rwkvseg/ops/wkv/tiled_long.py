@@ -18,7 +18,7 @@ MEMORY = 228 * 1024  # its shared memory, of which programs have a part
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
 SHORTER = 1024  # tokens that one program takes
-READ = 64  # spans up to which every program reads them all
+READ = 32  # spans up to which every program reads them all
 
 
 def long_tile(span: int, itemsize: int, *, backward: bool) -> Tiling:
@@ -122,12 +122,11 @@ class _Launch:
         self.num_sequences = batch * (self.channels // tile.channels)
         num_groups = -(-self.num_spans // GROUP)
         self.states = (batch, self.num_spans, 7, self.channels)
-        # of the sequences three, of their groups two, of all one: see triton_shared_long.py
-        number = self.num_sequences * (3 + 2 * num_groups) + 1
-        self.flags = torch.zeros(number, dtype=torch.int32, device=self.device)
+        # what is sent, which begins with zeros, then the flags and a number that is counted up
         exchanges = 2 if backward else 1
-        rows = exchanges * self.num_sequences * (self.num_spans + num_groups)
-        self.sent = self.new(rows, 4, tile.channels)
+        number = exchanges * self.num_sequences * (self.num_spans + num_groups) * tile.channels * 4
+        zeros = torch.zeros(number + self.num_sequences + 1, dtype=torch.int32, device=self.device)
+        self.sent, self.flags = zeros[:number].view(torch.float32), zeros[number:]
         self.sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
         self.sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         self.together = {"launch_cooperative_grid": True} if self.device.type == "cuda" else {}

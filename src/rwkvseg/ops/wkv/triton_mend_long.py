@@ -2,7 +2,7 @@
 
 As a rule there are none, and the launch costs what looking at the flags does. Otherwise its programs, which
 are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps.
-Flags: triton_shared_long.py; after them is a number that counts these steps. Legend: triton_states.py.
+flags: of each sequence whether it is unfit, then a number that counts these steps. Legend: triton_states.py.
 """
 
 import triton
@@ -40,13 +40,6 @@ def wait_for_all(p_steps, steps):
     while done < steps * tl.num_programs(0):
         done = tl.atomic_add(p_steps, 0, sem="acq_rel")
     tl.debug_barrier()
-
-
-@triton.jit
-def steps_of(p_flags, num_sequences, num_spans):
-    """Return where the programs count their steps."""
-    num_groups = tl.cdiv(num_spans, 16)
-    return p_flags + num_sequences * (3 + 2 * num_groups)
 
 
 @triton.jit
@@ -134,7 +127,7 @@ def bi_wkv_fwd_mend_long_kernel(
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
-        steps = steps_of(p_flags, num_sequences, num_spans)
+        steps = p_flags + num_sequences
         totals_of_unfit(
             p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,
@@ -166,7 +159,7 @@ def bi_wkv_bwd_mend_long_kernel(
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
-        steps = steps_of(p_flags, num_sequences, num_spans)
+        steps = p_flags + num_sequences
         totals_of_unfit(
             p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,

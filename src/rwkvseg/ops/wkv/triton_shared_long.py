@@ -10,10 +10,11 @@ only earlier sequences to finish first, so that no chain of waits closes.
 All spans of a sequence have the same reference, so that sums add up without exponents. If it suits one of
 them badly, a later launch (triton_mend_long.py) does the sequence again. Legend: triton_shared.py, and
 
-    sent    (sequences, spans, 4, CHANNELS), what each span sends: n, d to later and n, d to earlier ones;
-            then the same of groups of GROUP spans
-    flags   zeros before the launch: of each sequence whether it is unfit, then how many have sent in a first
-            exchange, in a second; of each group how many of it have in the first, in the second
+    sent    (sequences, spans, CHANNELS, 4), what each span sends: n, d to later and n, d to earlier ones;
+            then the same of groups of GROUP spans. Zeros before the launch; a number is there once it is
+            not 0 any more, and -0 is sent for 0. As every number says for itself that it is there, nothing
+            need be in order: no fence, no barrier, no flag
+    flags   of each sequence whether it is unfit, zeros before the launch
     GROUPS  groups whose spans every program reads itself; 0: those of its own, and of the others their sums
 """
 
@@ -43,95 +44,91 @@ GROUP = gl.constexpr(16)
 
 
 @gluon.jit
-def wait_for(p_count, number):
-    """Wait until a count that others add to is as large as that; see what they wrote before they did."""
+def put_sent(p, ln, ld, en, ed):
+    """Write what a span or a group sends, 16 bytes a channel; -0 for 0."""
     gl.inline_asm_elementwise(
-        "{ .reg .pred there; again: ld.acquire.gpu.global.u32 $0, [$1]; "
-        "setp.ge.u32 there, $0, $2; @!there bra again; }",
-        "=&r,l,r", [p_count.to(gl.int64), number], dtype=gl.int32, is_pure=False, pack=1,
+        "{ .reg .pred z; .reg .b32 a, b, c, d; "
+        "setp.eq.b32 z, $2, 0; selp.b32 a, 0x80000000, $2, z; "
+        "setp.eq.b32 z, $3, 0; selp.b32 b, 0x80000000, $3, z; "
+        "setp.eq.b32 z, $4, 0; selp.b32 c, 0x80000000, $4, z; "
+        "setp.eq.b32 z, $5, 0; selp.b32 d, 0x80000000, $5, z; "
+        "st.relaxed.gpu.global.v4.b32 [$1], {a, b, c, d}; mov.b32 $0, 0; }",
+        "=r,l,f,f,f,f", [p.to(gl.int64), ln, ld, en, ed], dtype=gl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
 @gluon.jit
-def put_sent(p, ln, ld, en, ed, CHANNELS: gl.constexpr):
-    """Write what a span or a group sends; p: of each channel."""
-    gl.store(p, ln[None, :])
-    gl.store(p + CHANNELS, ld[None, :])
-    gl.store(p + 2 * CHANNELS, en[None, :])
-    gl.store(p + 3 * CHANNELS, ed[None, :])
+def get_sent(p):
+    """Wait until what a span or a group sends is there, and return it."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred a, b, c, d; again: ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4]; "
+        "setp.ne.b32 a, $0, 0; setp.ne.and.b32 b, $1, 0, a; "
+        "setp.ne.and.b32 c, $2, 0, b; setp.ne.and.b32 d, $3, 0, c; @!d bra again; }",
+        "=&f,=&f,=&f,=&f,l", [p.to(gl.int64)], dtype=(gl.float32, gl.float32, gl.float32, gl.float32),
+        is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
-def get_sent(p, there, CHANNELS: gl.constexpr):
-    """Return what some spans or groups sent, 0 where there is none; p: of each row and channel."""
-    ln = gl.load(p, mask=there, other=0.0, cache_modifier=".cg")
-    ld = gl.load(p + CHANNELS, mask=there, other=0.0, cache_modifier=".cg")
-    en = gl.load(p + 2 * CHANNELS, mask=there, other=0.0, cache_modifier=".cg")
-    ed = gl.load(p + 3 * CHANNELS, mask=there, other=0.0, cache_modifier=".cg")
-    return ln, ld, en, ed
-
-
-@gluon.jit
-def join(sums, p, row, here, end, decay, behind, ahead, CHANNELS: gl.constexpr):
+def join(sums, rows, row, here, end, decay, behind, ahead):
     """Add to sums what rows of spans or groups send to row `here`, and what those before `end` send at all.
 
-    p: of the first row, each channel; decay: of a row, to base 2; behind, ahead: what is between row `here`
-    and the place that is asked for, seen from earlier rows and from later ones.
+    decay: of a row, to base 2; behind, ahead: what is between row `here` and the place that is asked for,
+    seen from earlier rows and from later ones.
     """
-    there = row < end
-    ln, ld, en, ed = get_sent(p + row * (4 * CHANNELS), there, CHANNELS)
+    ln, ld, en, ed = rows
     x = gl.where(row < here, gl.exp2(behind + decay * (here - 1 - row).to(gl.float32)), 0.0)
-    y = gl.where(there & (row > here), gl.exp2(ahead + decay * (row - here - 1).to(gl.float32)), 0.0)
-    pn, pd, fn, fd, alln, alld = sums
-    return pn + x * ln, pd + x * ld, fn + y * en, fd + y * ed, alln + ln, alld + ld
+    y = gl.where((row > here) & (row < end), gl.exp2(ahead + decay * (row - here - 1).to(gl.float32)), 0.0)
+    all_n, all_d = gl.where(row < end, ln, 0.0), gl.where(row < end, ld, 0.0)
+    pn, pd, fn, fd, sum_n, sum_d = sums
+    return pn + x * ln, pd + x * ld, fn + y * en, fd + y * ed, sum_n + all_n, sum_d + all_d
 
 
 @gluon.jit
-def put_group(p_spans, p_group, row, end, decay, CHANNELS: gl.constexpr):
-    """Write what a group sends, from what its spans sent; p_spans: of its first, end: how many it has."""
-    ln, ld, en, ed = get_sent(p_spans + row * (4 * CHANNELS), row < end, CHANNELS)
-    x = gl.exp2(decay * (GROUP - 1 - row).to(gl.float32))
+def put_group(p, rows, row, end, decay):
+    """Write what a group sends, from what its spans sent, those before `end`; decay: of a span."""
+    ln, ld, en, ed = rows
+    x = gl.where(row < end, gl.exp2(decay * (GROUP - 1 - row).to(gl.float32)), 0.0)
     y = gl.where(row < end, gl.exp2(decay * row.to(gl.float32)), 0.0)
-    put_sent(p_group, gl.sum(x * ln, 0), gl.sum(x * ld, 0), gl.sum(y * en, 0), gl.sum(y * ed, 0), CHANNELS)
+    put_sent(p, gl.sum(x * ln, 0), gl.sum(x * ld, 0), gl.sum(y * en, 0), gl.sum(y * ed, 0))
 
 
 @gluon.jit
-def send_and_wait(
-    sent, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, decay, c, row,
-    EXCHANGE: gl.constexpr, GROUPS: gl.constexpr, CHANNELS: gl.constexpr,
-):  # fmt: skip
-    """Write what the span sends; return where the spans and the groups are in p_sent, and what to wait for.
-
-    The last of a group to send writes what the group does: who that is, is left to chance, the sums are not.
-    """
-    num_sequences = num_tiles // num_spans
-    num_groups = (num_spans + GROUP - 1) // GROUP
-    p_spans = p_sent + i_q * num_spans * (4 * CHANNELS) + c
-    p_groups = p_sent + (num_tiles + i_q * num_groups) * (4 * CHANNELS) + c
-    p_count = p_flags + (1 + EXCHANGE) * num_sequences + i_q
-    put_sent(p_spans + i_s * (4 * CHANNELS), sent[0], sent[1], sent[2], sent[3], CHANNELS)
-    gl.thread_barrier()  # all threads have stored before one says so
+def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.constexpr, W: gl.constexpr):
+    """Return sums that reach a span once it has written its own, tiles (GROUP, CHANNELS): see `join`."""
+    CHANNELS: gl.constexpr = zero.shape[1]
+    c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
+    row = gl.arange(0, GROUP, gl.SliceLayout(1, W))[:, None]
+    p_spans = p_sent + i_q * num_spans * (4 * CHANNELS) + c[None, :] * 4
+    sums = zero, zero, zero, zero, zero, zero
     if GROUPS == 0:
+        num_groups = (num_spans + GROUP - 1) // GROUP
         group = i_s // GROUP
-        p_done = p_flags + (3 + EXCHANGE * num_groups) * num_sequences + i_q * num_groups + group
-        members = gl.minimum(num_spans - group * GROUP, GROUP)
-        done = gl.atomic_add(p_done, 1, sem="acq_rel")
-        if done == members - 1:
-            put_group(
-                p_spans + group * (GROUP * 4 * CHANNELS), p_groups + group * (4 * CHANNELS),
-                row, members, decay, CHANNELS,
-            )  # fmt: skip
-            gl.thread_barrier()
-            gl.atomic_add(p_count, 1, sem="release")
+        here = i_s - group * GROUP
+        end = gl.minimum(num_spans - group * GROUP, GROUP)
+        # rows that are not there: the program's own, which soon is
+        rows = get_sent(p_spans + (group * GROUP + gl.where(row < end, row, here)) * (4 * CHANNELS))
+        p_groups = p_sent + (num_tiles + i_q * num_groups) * (4 * CHANNELS)
+        if here == 0:
+            put_group(p_groups + group * (4 * CHANNELS) + c * 4, rows, row, end, decay)
+        pn, pd, fn, fd, _, _ = join(sums, rows, row, here, end, decay, 0.0, 0.0)
+        rows = get_sent(p_groups + gl.where(row < num_groups, row, group) * (4 * CHANNELS) + c[None, :] * 4)
+        behind = decay * here.to(gl.float32)
+        ahead = decay * (GROUP - 1 - here).to(gl.float32)
+        sums = pn, pd, fn, fd, zero, zero
+        sums = join(sums, rows, row, group, num_groups, decay * GROUP, behind, ahead)
     else:
-        gl.atomic_add(p_count, 1, sem="release")
-    return p_spans, p_groups, p_count
+        for i in gl.static_range(GROUPS):
+            at = i * GROUP + row
+            rows = get_sent(p_spans + gl.where(at < num_spans, at, i_s) * (4 * CHANNELS))
+            sums = join(sums, rows, at, i_s, num_spans, decay, 0.0, 0.0)
+    return sums
 
 
 @gluon.jit
 def reach_spans(
-    ln, ld, en, ed, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, decay,
-    EXCHANGE: gl.constexpr, GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr,
+    ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay,
+    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """Do as `reach` for a span of several, with what reaches it from the others; and return a weighted mean.
 
@@ -147,38 +144,16 @@ def reach_spans(
     ln, ld, en, ed = ln_s.load(W), ld_s.load(W), en_s.load(W), ed_s.load(W)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None]
-    row = gl.arange(0, GROUP, gl.SliceLayout(1, W))[:, None]
     to_end = gl.exp2(decay * (CHUNKS - 1 - chunk).to(gl.float32))
     to_start = gl.exp2(decay * chunk.to(gl.float32))
-    sent = gl.sum(to_end * ln, 0), gl.sum(to_end * ld, 0), gl.sum(to_start * en, 0), gl.sum(to_start * ed, 0)
-    by_span = decay * CHUNKS
-    p_spans, p_groups, p_count = send_and_wait(
-        sent, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, by_span, c[None, :], row,
-        EXCHANGE, GROUPS, CHANNELS,
+    put_sent(
+        p_sent + (i_q * num_spans + i_s) * (4 * CHANNELS) + c * 4,
+        gl.sum(to_end * ln, 0), gl.sum(to_end * ld, 0), gl.sum(to_start * en, 0), gl.sum(to_start * ed, 0),
     )  # fmt: skip
-    ln, ld = scan_chunks(ln, decay, W, False), scan_chunks(ld, decay, W, False)  # while others arrive
+    ln, ld = scan_chunks(ln, decay, W, False), scan_chunks(ld, decay, W, False)  # while the others' arrive
     en, ed = scan_chunks(en, decay, W, True), scan_chunks(ed, decay, W, True)
     zero = gl.full([GROUP, CHANNELS], 0.0, gl.float32, W)
-    nothing = zero, zero, zero, zero, zero, zero
-    if GROUPS == 0:
-        num_groups = (num_spans + GROUP - 1) // GROUP
-        group = i_s // GROUP
-        first = group * GROUP
-        wait_for(p_count, num_groups)
-        pn, pd, fn, fd, _, _ = join(
-            nothing, p_spans, first + row, i_s, num_spans, by_span, 0.0, 0.0, CHANNELS
-        )
-        behind = by_span * (i_s - first).to(gl.float32)
-        ahead = by_span * (first + GROUP - 1 - i_s).to(gl.float32)
-        sums = join(
-            (pn, pd, fn, fd, zero, zero), p_groups, row, group, num_groups, by_span * GROUP, behind, ahead,
-            CHANNELS,
-        )  # fmt: skip
-    else:
-        wait_for(p_count, num_spans)
-        sums = nothing
-        for i in gl.static_range(GROUPS):
-            sums = join(sums, p_spans, i * GROUP + row, i_s, num_spans, by_span, 0.0, 0.0, CHANNELS)
+    sums = collect(p_sent, i_q, i_s, num_spans, num_tiles, decay * CHUNKS, zero, GROUPS, W)
     ln_s.store(ln + to_start * gl.sum(sums[0], 0)[None, :])
     ld_s.store(ld + to_start * gl.sum(sums[1], 0)[None, :])
     en_s.store(en + to_end * gl.sum(sums[2], 0)[None, :])
@@ -217,7 +192,7 @@ def bi_wkv_fwd_long_kernel(
         lam, far = gl.exp2(-w), gl.exp2(-BLOCK * w)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
         pn, pd, fn, fd, mean = reach_spans(
-            ln, ld, en, ed, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, decay, 0, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
         c_w = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
         gl.store(p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS + c_w, mean)

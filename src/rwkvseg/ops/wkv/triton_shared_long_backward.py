@@ -25,7 +25,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     warp_layout,
 )
 from rwkvseg.ops.wkv.triton_shared_backward import adjoint_step, push_last, put_gradients, same_rows
-from rwkvseg.ops.wkv.triton_shared_long import reach_spans
+from rwkvseg.ops.wkv.triton_shared_long import GROUP, reach_spans
 
 
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
@@ -67,7 +67,7 @@ def bi_wkv_bwd_long_kernel(
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
         past_n, past_d, fn, fd, _ = reach_spans(
-            ln, ld, en, ed, p_sent, p_flags, i_q, i_s, num_spans, num_tiles, decay, 0, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
@@ -83,10 +83,10 @@ def bi_wkv_bwd_long_kernel(
                 lr, lq, er, eq, least, total, BLOCK, L,
             )  # fmt: skip
         gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, BLOCK) > 0)
-        num_groups = (num_spans + 15) // 16
+        num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
-            lr, lq, er, eq, seconds, p_flags, i_q, i_s, num_spans, num_tiles, decay, 1, GROUPS, L, W
+            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
         ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
         past, on = (past_n, past_d), (r, rq)
