@@ -74,7 +74,7 @@ def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     if num_tokens <= SHORTER or channels % 16 != 0 or not takes_long(k.device, k.itemsize):
         return None
     tiles = [long_tile(tiled.LONG_SPAN, k.itemsize, backward=b) for b in (False, True)]
-    num_spans, left = divmod(num_tokens, tiles[0].span)
+    num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
     # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
     if left > 0 or num_tokens * channels >= 2**31 or num_spans > GROUP**2:
         return None
