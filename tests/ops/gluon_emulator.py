@@ -29,6 +29,7 @@ failed = threading.Event()
 INSTRUCTIONS: dict[str, Callable[..., Tensor]] = {
     "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
     "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
+    "mov.b32 $0, $1;": lambda x: x,
     "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
 }
 

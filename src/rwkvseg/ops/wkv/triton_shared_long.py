@@ -44,6 +44,14 @@ GROUP = gl.constexpr(16)
 
 
 @gluon.jit
+def anew(x):
+    """Return x, which the compiler must not keep in registers from one tile to the next."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1
+    )  # fmt: skip
+
+
+@gluon.jit
 def put_sent(p, ln, ld, en, ed):
     """Write what a span or a group sends, 16 bytes a channel; -0 for 0."""
     gl.inline_asm_elementwise(

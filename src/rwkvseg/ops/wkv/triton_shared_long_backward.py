@@ -25,7 +25,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     warp_layout,
 )
 from rwkvseg.ops.wkv.triton_shared_backward import adjoint_step, push_last, put_gradients, same_rows
-from rwkvseg.ops.wkv.triton_shared_long import GROUP, reach_spans
+from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, reach_spans
 
 
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
@@ -43,7 +43,6 @@ def bi_wkv_bwd_long_kernel(
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
-    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
     wait_turn(pause, processors)
     tile = gl.program_id(0)
@@ -82,15 +81,22 @@ def bi_wkv_bwd_long_kernel(
                 k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
                 lr, lq, er, eq, least, total, BLOCK, L,
             )  # fmt: skip
-        gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, BLOCK) > 0)
+        if GROUPS == 0:  # before others wait for its registers; w, u again, so that nobody need keep them
+            c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
+            w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, BLOCK) > 0)
         num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
             lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
+        if GROUPS > 0:
+            gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, BLOCK) > 0)
         ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
         past, on = (past_n, past_d), (r, rq)
         gw, gu = zero, zero
+        chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
         for s in range(BLOCKS):
             future, back = (pns[0], pds[0]), (ers[0], eqs[0])
