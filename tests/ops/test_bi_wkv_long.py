@@ -126,13 +126,21 @@ def test_rounds_of_any_size(programs: int, long: Setup) -> None:
 @pytest.mark.parametrize(
     ("keys", "decay", "limit"), [("50", 3.0, 1e-5), ("10", -300.0, 1e-4), ("300", 3.0, 1e-3)]
 )
-def test_what_is_unfit_takes_the_safe_form(keys: str, decay: float, limit: float, long: Setup) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_unfit_takes_the_safe_form(
+    together: bool, keys: str, decay: float, limit: float, long: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
     seen = long()
     check(inputs((1, 64, 16), keys=keys, decay=decay), limit)
     assert unfit(seen, 1) == [[1], [1]]
 
 
-def test_only_the_unfit_sequences_are_done_again(long: Setup) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_only_the_unfit_sequences_are_done_again(
+    together: bool, long: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
     seen = long()
     x = inputs((2, 64, 32), keys="1")
     x.k[1, 37, 20] = 90.0  # looked at by no sample
@@ -303,7 +311,11 @@ class TestOnAGpu:
                 assert torch.equal(a, b)
         assert len(switched_on) == 12
 
-    def test_unfit_sequences_are_few(self, switched_on: list[str]) -> None:
+    @pytest.mark.parametrize("together", [False, True])
+    def test_unfit_sequences_are_few(
+        self, together: bool, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
         x = on_gpu(inputs((4, 8192, 64), keys="1"))
         x.k[1, 5, 20] = x.k[3, 7000, 63] = 90.0
         exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))

@@ -160,12 +160,15 @@ class _Launch:
         )
 
     def mend(self, *tensors: Tensor) -> None:
-        """Run what does unfit sequences again, as many programs as there are multiprocessors."""
+        """Run what does unfit sequences again: programs that share them, one to a multiprocessor, or not."""
         from rwkvseg.ops.wkv import triton_states
 
         early = tiled.LONG_EARLY and self.device.type == "cuda"
-        options: dict[str, Any] = self.together | ({"launch_pdl": True} if early else {})
-        mend_kernel(self.name)[(processors(self.device),)](
+        share = tiled.LONG_MEND_TOGETHER
+        options: dict[str, Any] = {"launch_pdl": True} if early else {}
+        options |= self.together if share else {}
+        number = processors(self.device) if share else self.channels // self.tile.channels
+        mend_kernel(self.name)[(number,)](
             *tensors,
             self.num_tokens,
             self.num_sequences,
@@ -173,6 +176,7 @@ class _Launch:
             **self.sizes,
             WIDE=triton_states.TYPES[torch.float32],
             EARLY=early,
+            TOGETHER=share,
             JOINS=-(-self.num_spans // 64),
             num_warps=self.tile.warps,
             maxnreg=128,

@@ -1,7 +1,8 @@
 """What follows Bi-WKV of several spans in one launch: sequences that it did not suit are done again, safely.
 
 As a rule there are none, and the launch costs what looking at the flags does. Otherwise its programs, which
-are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps.
+are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps; or
+each has channels of its own, and waits for nobody.
 flags: of each sequence whether it is unfit, then a number that counts these steps. Legend: triton_states.py.
 """
 
@@ -33,13 +34,18 @@ def tile_is_unfit(p_flags, tile, num_spans, TILES: tl.constexpr):
 
 
 @triton.jit
-def wait_for_all(p_steps, steps):
-    """Wait until every program has come to the end of so many steps."""
+def wait_for_all(p_steps, steps, TOGETHER: tl.constexpr):
+    """Wait until every program has come to the end of so many steps.
+
+    TOGETHER: whether programs share sequences. Otherwise there are as many as blocks of channels; as each
+    takes every so manieth tile, sequence or sum, all that it meets is its own.
+    """
     tl.debug_barrier()  # all threads have stored before one says so
-    done = tl.atomic_add(p_steps, 1, sem="acq_rel") + 1
-    while done < steps * tl.num_programs(0):
-        done = tl.atomic_add(p_steps, 0, sem="acq_rel")
-    tl.debug_barrier()
+    if TOGETHER:
+        done = tl.atomic_add(p_steps, 1, sem="acq_rel") + 1
+        while done < steps * tl.num_programs(0):
+            done = tl.atomic_add(p_steps, 0, sem="acq_rel")
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -119,10 +125,11 @@ def bi_wkv_fwd_mend_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_totals, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write y and the states of unfit sequences anew. EARLY: launched before the kernel ahead has ended.
 
-    JOINS: groups of 64 spans, to `join_states`.
+    JOINS: groups of 64 spans, to `join_states`. TOGETHER: see `wait_for_all`.
     """
     if EARLY:
         gdc_wait()
@@ -132,12 +139,12 @@ def bi_wkv_fwd_mend_long_kernel(
             p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 1)
+        wait_for_all(steps, 1, TOGETHER)
         join_unfit(
             p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
             C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 2)
+        wait_for_all(steps, 2, TOGETHER)
         tile = tl.program_id(0)
         while tile < num_sequences * num_spans:
             if tile_is_unfit(p_flags, tile, num_spans, C // CHANNELS):
@@ -154,6 +161,7 @@ def bi_wkv_bwd_mend_long_kernel(
     p_sums, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of unfit sequences anew, then the sums of the parts, (2, C)."""
     if EARLY:
@@ -164,25 +172,25 @@ def bi_wkv_bwd_mend_long_kernel(
             p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 1)
+        wait_for_all(steps, 1, TOGETHER)
         join_unfit(
             p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
             C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 2)
+        wait_for_all(steps, 2, TOGETHER)
         gradients_of_unfit(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_totals, p_keys, p_outs, p_flags, T,
             num_sequences, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 3)
+        wait_for_all(steps, 3, TOGETHER)
         join_unfit(
             p_w, p_totals, p_adjoint, p_flags, num_sequences, num_spans,
             C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, False, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 4)
+        wait_for_all(steps, 4, TOGETHER)
         gradients_of_unfit(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, p_flags, T,
             num_sequences, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, False, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 5)
+        wait_for_all(steps, 5, TOGETHER)
     sum_parts(p_parts, p_sums, num_sequences // (C // CHANNELS) * num_spans, C, CHANNELS, WIDE)
