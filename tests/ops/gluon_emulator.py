@@ -152,6 +152,8 @@ def _assembly(code: str, _constraints: str, x: list[Any], **_options: Any) -> An
         return _put_four(*x)
     if "ld.relaxed.gpu.global.v4.b32" in code:
         return _get_four(*x)
+    if "prefetch.global.L2" in code:
+        return x[0].places()  # which must lie in the tensor
     return INSTRUCTIONS[code](*x)
 
 

@@ -116,11 +116,17 @@ def test_many_spans(read: int, num_spans: int, long: Setup) -> None:
     assert unfit(seen, 1) == [[0], [0]]
 
 
-@pytest.mark.parametrize("programs", [3, 4, 5, 8])
+@pytest.mark.parametrize("programs", [3, 5, 8])
 def test_rounds_of_any_size(programs: int, long: Setup) -> None:
     seen = long(programs=programs)
     check(inputs((2, 96, 32), keys="1"), 1e-5)
     assert [number for number, _ in seen] == [programs] * 2
+
+
+def test_tiles_that_are_fetched_before(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "LONG_FETCH", True)
+    long(tiled.Tiling(block=8, blocks=2, chunks=16, channels=16, warps=4), programs=2)
+    check(inputs((2, 512, 32), keys="1"), 1e-5)
 
 
 @pytest.mark.parametrize(

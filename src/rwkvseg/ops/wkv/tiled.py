@@ -23,6 +23,7 @@ SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a 
 LONG_IN_ONE = False  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
 LONG_SPAN = 1024  # tokens of such a span: 512 or 1024
 LONG_PAUSES = (0, 0)  # as PAUSE, forward and backward, of such launches
+LONG_FETCH = False  # whether their programs ask for the next tile before they need it
 LONG_MEND_TOGETHER = True  # whether the programs of the safe form behind them share sequences, cooperatively
 LONG_EARLY = False  # whether the launch of the safe form behind them may begin before they end
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit

@@ -154,6 +154,7 @@ class _Launch:
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
+            FETCH=tiled.LONG_FETCH,
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
             **self.together,

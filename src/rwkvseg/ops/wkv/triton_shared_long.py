@@ -52,6 +52,25 @@ def anew(x):
 
 
 @gluon.jit
+def fetch(
+    p, tile, num_tiles, num_spans, T,
+    C: gl.constexpr, SPAN: gl.constexpr, CHANNELS: gl.constexpr, L: gl.constexpr,
+):  # fmt: skip
+    """Have a later tile, if there is one, brought to the second-level cache; p: where the tensor begins."""
+    if tile < num_tiles:
+        i_q = tile // num_spans
+        base = (i_q // (C // CHANNELS)).to(gl.int64) * T * C + i_q % (C // CHANNELS) * CHANNELS
+        base += (tile % num_spans).to(gl.int64) * (SPAN * C)
+        chunk = anew(gl.arange(0, 16, gl.SliceLayout(1, L)))[:, None]
+        row = chunk * (SPAN // 16) + gl.arange(0, 16, gl.SliceLayout(0, L))[None, :]
+        for i in gl.static_range(SPAN // 256):
+            gl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l",
+                [(p + base + (row + 16 * i) * C).to(gl.int64)], dtype=gl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@gluon.jit
 def put_sent(p, ln, ld, en, ed):
     """Write what a span or a group sends, 16 bytes a channel; -0 for 0."""
     gl.inline_asm_elementwise(
@@ -174,7 +193,7 @@ def reach_spans(
 def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -202,6 +221,10 @@ def bi_wkv_fwd_long_kernel(
         pn, pd, fn, fd, mean = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
+        if FETCH:
+            later = tile + gl.num_programs(0)
+            fetch(p_k, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
+            fetch(p_v, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
         c_w = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
         gl.store(p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS + c_w, mean)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E  # again: nobody kept them

@@ -25,7 +25,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     warp_layout,
 )
 from rwkvseg.ops.wkv.triton_shared_backward import adjoint_step, push_last, put_gradients, same_rows
-from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, reach_spans
+from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, fetch, reach_spans
 
 
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
@@ -33,7 +33,7 @@ def bi_wkv_bwd_long_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_flags, p_sent, T, num_spans, num_tiles,
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -68,6 +68,11 @@ def bi_wkv_bwd_long_kernel(
         past_n, past_d, fn, fd, _ = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
+        if FETCH:
+            later = tile + gl.num_programs(0)
+            fetch(p_k, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
+            fetch(p_v, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
+            fetch(p_g, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
         least, total = zero + float("inf"), zero
