@@ -188,7 +188,8 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 
 
 def _language() -> ModuleType:
-    layouts = {name: lambda *_: None for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout")}
+    layouts: dict[str, Any] = {name: lambda *_: None for name in ("SliceLayout", "SwizzledSharedLayout")}
+    layouts["BlockedLayout"] = lambda each, *_: SimpleNamespace(size_per_thread=each)
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(

@@ -317,6 +317,26 @@ class TestOnAGpu:
                 assert torch.equal(a, b)
         assert len(switched_on) == 12
 
+    @pytest.mark.parametrize(
+        ("switch", "value"),
+        [
+            ("LONG_FETCH", True),
+            ("LONG_MEND_TOGETHER", False),
+            ("LONG_EARLY", True),
+            ("LONG_PAUSES", (1500, 3000)),
+        ],
+    )
+    def test_switches_change_no_bit(
+        self, switch: str, value: Any, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for num_tokens, channels in ((4096, 576), (65536, 48)):
+            x = on_gpu(inputs((2, num_tokens, channels), keys="1"))
+            expected = run(triton_bi_wkv, x)
+            with monkeypatch.context() as patch:
+                patch.setattr(tiled, switch, value)
+                for a, b in zip(run(triton_bi_wkv, x), expected, strict=True):
+                    assert torch.equal(a, b)
+
     @pytest.mark.parametrize("together", [False, True])
     def test_unfit_sequences_are_few(
         self, together: bool, switched_on: list[str], monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,12 @@ from rwkvseg.ops.wkv.triton_shared import (
 GROUP = gl.constexpr(16)
 
 
+@gluon.constexpr_function
+def each_thread(layout):
+    """Return how many numbers of a tile (GROUP, 16) a thread has."""
+    return layout.size_per_thread[1]
+
+
 @gluon.jit
 def anew(x):
     """Return x, which the compiler must not keep in registers from one tile to the next."""
@@ -85,15 +91,27 @@ def put_sent(p, ln, ld, en, ed):
 
 
 @gluon.jit
-def get_sent(p):
-    """Wait until what a span or a group sends is there, and return it."""
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred a, b, c, d; again: ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4]; "
-        "setp.ne.b32 a, $0, 0; setp.ne.and.b32 b, $1, 0, a; "
-        "setp.ne.and.b32 c, $2, 0, b; setp.ne.and.b32 d, $3, 0, c; @!d bra again; }",
-        "=&f,=&f,=&f,=&f,l", [p.to(gl.int64)], dtype=(gl.float32, gl.float32, gl.float32, gl.float32),
-        is_pure=False, pack=1,
-    )  # fmt: skip
+def get_sent(p, EACH: gl.constexpr):
+    """Wait until what a span or a group sends is there, and return it. EACH: a thread has so many, 1 or 2."""
+    FOUR: gl.constexpr = (gl.float32, gl.float32, gl.float32, gl.float32)
+    if EACH == 2:  # asks for both, then waits: $0, $2, .. are of the first
+        return gl.inline_asm_elementwise(
+            "{ .reg .pred a, b, c, d; again: "
+            "ld.relaxed.gpu.global.v4.b32 {$0, $2, $4, $6}, [$8]; "
+            "ld.relaxed.gpu.global.v4.b32 {$1, $3, $5, $7}, [$9]; "
+            "setp.ne.b32 a, $0, 0; setp.ne.and.b32 b, $2, 0, a; "
+            "setp.ne.and.b32 c, $4, 0, b; setp.ne.and.b32 d, $6, 0, c; "
+            "setp.ne.and.b32 a, $1, 0, d; setp.ne.and.b32 b, $3, 0, a; "
+            "setp.ne.and.b32 c, $5, 0, b; setp.ne.and.b32 d, $7, 0, c; @!d bra again; }",
+            "=&f,=&f,=&f,=&f,=&f,=&f,=&f,=&f,l,l", [p.to(gl.int64)], dtype=FOUR, is_pure=False, pack=2,
+        )  # fmt: skip
+    else:
+        return gl.inline_asm_elementwise(
+            "{ .reg .pred a, b, c, d; again: ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4]; "
+            "setp.ne.b32 a, $0, 0; setp.ne.and.b32 b, $1, 0, a; "
+            "setp.ne.and.b32 c, $2, 0, b; setp.ne.and.b32 d, $3, 0, c; @!d bra again; }",
+            "=&f,=&f,=&f,=&f,l", [p.to(gl.int64)], dtype=FOUR, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -124,6 +142,7 @@ def put_group(p, rows, row, end, decay):
 def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.constexpr, W: gl.constexpr):
     """Return sums that reach a span once it has written its own, tiles (GROUP, CHANNELS): see `join`."""
     CHANNELS: gl.constexpr = zero.shape[1]
+    EACH: gl.constexpr = each_thread(W)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
     row = gl.arange(0, GROUP, gl.SliceLayout(1, W))[:, None]
     p_spans = p_sent + i_q * num_spans * (4 * CHANNELS) + c[None, :] * 4
@@ -134,12 +153,14 @@ def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.cons
         here = i_s - group * GROUP
         end = gl.minimum(num_spans - group * GROUP, GROUP)
         # rows that are not there: the program's own, which soon is
-        rows = get_sent(p_spans + (group * GROUP + gl.where(row < end, row, here)) * (4 * CHANNELS))
+        rows = get_sent(p_spans + (group * GROUP + gl.where(row < end, row, here)) * (4 * CHANNELS), EACH)
         p_groups = p_sent + (num_tiles + i_q * num_groups) * (4 * CHANNELS)
         if here == 0:
             put_group(p_groups + group * (4 * CHANNELS) + c * 4, rows, row, end, decay)
         pn, pd, fn, fd, _, _ = join(sums, rows, row, here, end, decay, 0.0, 0.0)
-        rows = get_sent(p_groups + gl.where(row < num_groups, row, group) * (4 * CHANNELS) + c[None, :] * 4)
+        rows = get_sent(
+            p_groups + gl.where(row < num_groups, row, group) * (4 * CHANNELS) + c[None, :] * 4, EACH
+        )
         behind = decay * here.to(gl.float32)
         ahead = decay * (GROUP - 1 - here).to(gl.float32)
         sums = pn, pd, fn, fd, zero, zero
@@ -147,7 +168,7 @@ def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.cons
     else:
         for i in gl.static_range(GROUPS):
             at = i * GROUP + row
-            rows = get_sent(p_spans + gl.where(at < num_spans, at, i_s) * (4 * CHANNELS))
+            rows = get_sent(p_spans + gl.where(at < num_spans, at, i_s) * (4 * CHANNELS), EACH)
             sums = join(sums, rows, at, i_s, num_spans, decay, 0.0, 0.0)
     return sums
 
