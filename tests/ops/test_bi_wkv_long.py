@@ -274,6 +274,10 @@ def on_gpu(x: Inputs, dtype: torch.dtype = torch.bfloat16) -> Inputs:
     return Inputs(*(part.to("cuda") for part in x)).to(dtype, both=False)
 
 
+SWITCHES = [("LONG_FETCH", True), ("LONG_MEND_TOGETHER", False), ("LONG_EARLY", True)]
+SWITCHES += [("LONG_PAUSES", (9, 9999))]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
 class TestOnAGpu:
@@ -317,15 +321,7 @@ class TestOnAGpu:
                 assert torch.equal(a, b)
         assert len(switched_on) == 12
 
-    @pytest.mark.parametrize(
-        ("switch", "value"),
-        [
-            ("LONG_FETCH", True),
-            ("LONG_MEND_TOGETHER", False),
-            ("LONG_EARLY", True),
-            ("LONG_PAUSES", (1500, 3000)),
-        ],
-    )
+    @pytest.mark.parametrize(("switch", "value"), SWITCHES)
     def test_switches_change_no_bit(
         self, switch: str, value: Any, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
