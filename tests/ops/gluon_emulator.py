@@ -1,5 +1,7 @@
 """Runs Gluon kernels' own source on the CPU: torch stands for their language, one program follows another.
 
+Programs that wait for each other ("_long_kernel") are threads instead.
+
 Triton's interpreter knows no Gluon. Here a module of kernels is imported anew while `gl` is a table of
 torch's functions; layouts mean nothing, shared memory is a tensor full of NaN, a copy to it takes place at
 once, and a pointer is a tensor with offsets, all of which must lie in it. What it cannot show: races, and
@@ -9,6 +11,8 @@ copies that are still on their way.
 import importlib
 import importlib.util
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +23,17 @@ import torch
 from torch import Tensor
 
 GLUON = "triton.experimental.gluon"
-LAYOUTS = ("BlockedLayout", "DistributedLinearLayout", "SliceLayout", "SwizzledSharedLayout")
-program = SimpleNamespace(number=0, numbers=0)
+LAYOUTS = ("DistributedLinearLayout", "SliceLayout", "SwizzledSharedLayout")
+PATIENCE = 60.0  # seconds that a program waits for another one at most
+program = threading.local()  # number, numbers
+failed = threading.Event()
+INSTRUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
+    "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
+    "mov.b32 $0, $1;": lambda x: x,
+    "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
+    "griddepcontrol.wait; mov.u32 $0, $1;": lambda x: x,
+}
 
 
 class Pointer:
@@ -33,8 +46,15 @@ class Pointer:
     def __add__(self, offsets: Any) -> "Pointer":
         return Pointer(self.memory, self.offsets + offsets)
 
-    def places(self) -> Tensor:
+    def to(self, dtype: torch.dtype) -> "Pointer":
+        assert dtype == torch.int64, "a pointer is wide"
+        return self
+
+    def places(self, mask: Any = True) -> Tensor:
+        """Return the offsets, 0 of what is masked."""
         places = torch.as_tensor(self.offsets).long()
+        mask = torch.as_tensor(mask)
+        places = torch.where(mask, places, 0)
         assert places.amin() >= 0, "before the tensor"
         assert places.amax() < self.memory.numel(), "beyond the tensor"
         return places
@@ -69,30 +89,91 @@ class Shared:
 class Kernel:
     """A kernel as one launches it: `kernel[grid](*arguments)`."""
 
-    def __init__(self, run: Callable[..., None]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[..., None], *, together: bool = False) -> None:
+        self.run, self.together = run, together
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
             pointers = [Pointer(x) if isinstance(x, Tensor) else x for x in arguments]
-            program.numbers = grid[0]
-            for program.number in range(grid[0]):
+
+            def one(number: int) -> None:
+                program.number, program.numbers = number, grid[0]
                 self.run(*pointers, **constants)
+
+            if self.together:
+                _at_once(one, grid[0])
+            else:
+                for number in range(grid[0]):
+                    one(number)
 
         return launch
 
 
-def _load(p: Pointer) -> Tensor:
-    return p.memory.reshape(-1)[p.places()]
+def _at_once(run: Callable[[int], None], number: int) -> None:
+    """Run so many programs in threads, the last one first; raise what one of them does."""
+    errors: list[BaseException] = []
+    failed.clear()
+
+    def one(i: int) -> None:
+        try:
+            with torch.no_grad():  # a thread's own setting
+                run(i)
+        except BaseException as error:
+            errors.append(error)
+            failed.set()
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in reversed(range(number))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
-def _store(p: Pointer, x: Any, mask: Tensor | None = None) -> None:
+def _put_four(p: Pointer, *numbers: Tensor) -> Tensor:
+    for i, x in enumerate(numbers):
+        _store(p + i, torch.where(x == 0, -0.0, x))
+    return torch.tensor(0)
+
+
+def _get_four(p: Pointer) -> tuple[Tensor, ...]:
+    end = time.monotonic() + PATIENCE
+    while True:
+        rows = [_load(p + i) for i in range(4)]
+        if all(bool(x.view(torch.int32).all()) for x in rows):
+            return tuple(rows)
+        assert not failed.is_set(), "another program failed"
+        assert time.monotonic() < end, "nobody comes"
+        time.sleep(0.002)
+
+
+def _assembly(code: str, _constraints: str, x: list[Any], **_options: Any) -> Any:
+    """Do as some instructions; those of several words are known by the most telling of them."""
+    if "st.relaxed.gpu.global.v4.b32 [$1]" in code:
+        return _put_four(*x)
+    if "ld.relaxed.gpu.global.v4.b32" in code:
+        return _get_four(*x)
+    if "prefetch.global.L2" in code:
+        return x[0].places()  # which must lie in the tensor
+    return INSTRUCTIONS[code](*x)
+
+
+def _load(p: Pointer, mask: Any = True, other: Any = 0.0, cache_modifier: str = "") -> Tensor:
+    x = p.memory.reshape(-1)[p.places(mask)]
+    return torch.where(torch.as_tensor(mask), x, torch.as_tensor(other, dtype=x.dtype))
+
+
+def _store(p: Pointer, x: Any, mask: Any = True) -> None:
     assert p.memory.is_contiguous()
-    if mask is None:
-        p.memory.view(-1)[p.places()] = torch.as_tensor(x).to(p.memory.dtype)
-    else:
-        offsets = torch.as_tensor(p.offsets).expand(mask.shape)
-        _store(Pointer(p.memory, offsets[mask]), x[mask])
+    x = torch.as_tensor(x).to(p.memory.dtype)
+    if mask is True:
+        p.memory.view(-1)[p.places()] = x
+        return
+    there = torch.as_tensor(mask).expand(torch.broadcast_shapes(torch.as_tensor(mask).shape, x.shape))
+    if there.any():
+        offsets = torch.as_tensor(p.offsets).expand(there.shape)
+        _store(Pointer(p.memory, offsets[there]), x.expand(there.shape)[there])
 
 
 def _scan(rows: tuple[Tensor, ...], axis: int, join: Callable[..., Any], reverse: bool = False) -> Any:
@@ -126,14 +207,9 @@ def _of_two(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tenso
 
 
 def _language() -> ModuleType:
-    layouts = {name: lambda *_: None for name in LAYOUTS}
+    layouts: dict[str, Any] = {name: lambda *_: None for name in LAYOUTS}
+    layouts["BlockedLayout"] = lambda each, *_: SimpleNamespace(size_per_thread=each)
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "int16", "int32", "int64")}
-    instructions: dict[str, Callable[..., Any]] = {
-        "rcp.approx.ftz.f32 $0, $1;": torch.reciprocal,
-        "nanosleep.u32 $1; mov.u32 $0, $1;": lambda x: x,
-        "griddepcontrol.launch_dependents; mov.u32 $0, $1;": lambda x: x,
-        "griddepcontrol.wait; mov.u32 $0, $1;": lambda x: x,
-    }
     language = ModuleType(f"{GLUON}.language")
     vars(language).update(
         **layouts,
@@ -147,7 +223,7 @@ def _language() -> ModuleType:
         load=_load,
         store=_store,
         allocate_shared_memory=_allocate,
-        inline_asm_elementwise=lambda code, _constraints, x, **_options: instructions[code](*x),
+        inline_asm_elementwise=_assembly,
         convert_layout=lambda x, _layout, assert_trivial=False: x,
         permute=lambda x, order: x.permute(order),
         split=_split,
@@ -208,7 +284,11 @@ def emulated(*names: str) -> dict[str, Kernel]:
             if module is not None:
                 sys.modules[name] = module
     functions = {name: f for module in modules for name, f in vars(module).items() if callable(f)}
-    return {name: Kernel(f) for name, f in functions.items() if name.endswith("_kernel")}
+    return {
+        name: Kernel(f, together=name.endswith("_long_kernel"))
+        for name, f in functions.items()
+        if name.endswith("_kernel")
+    }
 
 
 def _imported(name: str) -> ModuleType:

@@ -20,6 +20,12 @@ JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
+LONG_IN_ONE = False  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
+LONG_SPAN = 1024  # tokens of such a span: 512 or 1024
+LONG_PAUSES = (0, 0)  # as PAUSE, forward and backward, of such launches
+LONG_FETCH = False  # whether their programs ask for the next tile before they need it
+LONG_MEND_TOGETHER = True  # whether the programs of the safe form behind them share sequences, cooperatively
+LONG_EARLY = False  # whether the launch of the safe form behind them may begin before they end
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
 # backward from shared memory; all of it is off until it has been measured
 HALVES = ""  # how the last tiles are halved: "", not; "both", in one launch; "two", in a launch of their own
@@ -112,9 +118,18 @@ class _Plan:
     def __init__(self, k: Tensor, *, backward: bool) -> None:
         self.batch, self.num_tokens, self.channels = k.shape
         self.wide = torch.float64 if k.dtype == torch.float64 else torch.float32
-        self.tile = tiling(self.num_tokens, k.itemsize, backward=backward)
+        self.long = self.in_one(k, backward=backward)
+        self.tile = self.long or tiling(self.num_tokens, k.itemsize, backward=backward)
         self.num_spans = -(-self.num_tokens // self.tile.span)
         self.device = k.device
+
+    def in_one(self, k: Tensor, *, backward: bool) -> Tiling | None:
+        """Return the tiling if one launch does for all spans."""
+        if not LONG_IN_ONE:
+            return None
+        from rwkvseg.ops.wkv.tiled_long import long_tiling
+
+        return long_tiling(k, backward=backward)
 
     def new(self, *shape: int) -> Tensor:
         """Return unwritten memory for numbers that are summed."""
@@ -281,7 +296,11 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
     y, states = torch.empty_like(k), plan.new_states()
     shared = shared_tiling(k, v, y, backward=False)
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        if shared is not None:
+        if plan.long is not None:
+            from rwkvseg.ops.wkv import tiled_long
+
+            tiled_long.forward(plan.long, w, u, k, v, y, states)
+        elif shared is not None:
             plan.launch_shared(shared, "fwd", (w, u, k, v, y, states))
         elif plan.num_spans == 1:
             plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)
@@ -301,6 +320,11 @@ def triton_bi_wkv_backward(
     w, u, k, v, g = w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous(), g.contiguous()
     plan = _Plan(k, backward=True)
     gk, gv = torch.empty_like(k), torch.empty_like(v)
+    if plan.long is not None:
+        from rwkvseg.ops.wkv import tiled_long
+
+        with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
+            return tiled_long.backward(plan.long, (w, u, k, v), g, states, gk, gv), gk, gv
     parts = plan.new(plan.batch * plan.num_spans, 2, plan.channels)
     # of each token its log-sum and output, which only programs in need of the safe form write and read
     keys, outs = plan.new(*k.shape), plan.new(*k.shape)

@@ -117,19 +117,19 @@ def bi_wkv_totals_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_spans"])
-def bi_wkv_join_kernel(
-    p_w, p_totals, p_states, num_spans,
-    C: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-    CENTRED: tl.constexpr, WIDE: tl.constexpr,
+@triton.jit
+def join_states(
+    i_p, p_w, p_totals, p_states, num_spans, C: tl.constexpr, SPAN: tl.constexpr, GROUPS,
+    CHANNELS: tl.constexpr, CENTRED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Join the totals of any number of spans: write what enters each, a group of 64 spans at a time.
 
-    CENTRED: take their mean value off all of them, and write it beside them.
+    i_p: the image and block of CHANNELS channels. CENTRED: take their mean value off all of them, and write
+    it beside them.
     """
     num_blocks = tl.cdiv(C, CHANNELS)
-    i_b = tl.program_id(0) // num_blocks
-    c = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    i_b = i_p // num_blocks
+    c = (i_p % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     decay = -LOG2E * vector_of(p_w, c, C, WIDE) * SPAN
     m = tl.arange(0, 64)[:, None]
     zero = tl.zeros_like(decay)
@@ -162,6 +162,18 @@ def bi_wkv_join_kernel(
         so, sn, sd = enters
         to, tn, td = add_rows(o + m.to(WIDE) * decay, n, d)
         enters = plus(so + 64 * decay, sn, sd, to, tn, td)
+
+
+@triton.jit(do_not_specialize=["num_spans"])
+def bi_wkv_join_kernel(
+    p_w, p_totals, p_states, num_spans,
+    C: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+    CENTRED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Do `join_states` for every image and block of channels."""
+    join_states(
+        tl.program_id(0), p_w, p_totals, p_states, num_spans, C, SPAN, GROUPS, CHANNELS, CENTRED, WIDE
+    )
 
 
 @triton.jit(do_not_specialize=["T", "num_spans"])

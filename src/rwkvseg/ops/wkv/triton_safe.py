@@ -156,10 +156,10 @@ def safe_forward(
 def safe_totals(
     p_w, p_k, p_v, p_totals, T, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WHOLE: tl.constexpr, WIDE: tl.constexpr,
+    WHOLE: tl.constexpr, WIDE: tl.constexpr, i_p=None,
 ):  # fmt: skip
-    """Write what a span sends on to later tokens and to earlier ones."""
-    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS)
+    """Write what a span sends on to later tokens and to earlier ones. i_p: see `place`."""
+    i_b, i_s, c, base, places, left = place(T, C, num_spans, BLOCK * BLOCKS, CHUNKS, CHANNELS, False, i_p)
     left = None if WHOLE else left
     w = vector_of(p_w, c, C, WIDE) * LOG2E
     k, v = p_k + base + places, p_v + base + places

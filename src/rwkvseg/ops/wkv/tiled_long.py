@@ -1,0 +1,214 @@
+"""Bi-WKV of several spans in one cooperative launch a pass: for which inputs, with how many programs.
+
+`tiled.LONG_IN_ONE` switches it on. Whether it is taken is decided by shape, dtype and device alone, so that a
+backward pass takes what its forward pass took: the latter saves a mean of the values only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkvseg.ops.backends import gluon_was_tried
+from rwkvseg.ops.wkv import tiled
+from rwkvseg.ops.wkv.tiled import Tiling
+
+REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
+MEMORY = 228 * 1024  # its shared memory, of which programs have a part
+SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
+GROUP = 16  # spans whose sums go on together where there are many
+SHORTER = 1024  # tokens that one program takes
+READ = 32  # spans up to which every program reads them all
+
+
+def long_tile(span: int, itemsize: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass over spans of 512 or 1024 tokens whose elements have so many bytes."""
+    warps = 8 if backward or itemsize == 4 else 4
+    registers = 168 if warps == 4 and span == 1024 else 128  # three programs have room for no more
+    return Tiling(block=8, blocks=span // 128, chunks=16, channels=16, warps=warps, registers=registers)
+
+
+def held(tile: Tiling, itemsize: int, *, backward: bool) -> int:
+    """Return the bytes of a program's tile in shared memory."""
+    return (3 if backward else 2) * tile.span * tile.channels * itemsize
+
+
+def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
+    """Return how many programs surely fit on a multiprocessor: as many as are launched, for each."""
+    assert tile.registers is not None
+    by_registers = REGISTERS // (tile.registers * 32 * tile.warps)
+    return min(by_registers, MEMORY // (held(tile, itemsize, backward=backward) + SCRATCH))
+
+
+def processors(device: torch.device) -> int:
+    """Return how many multiprocessors there are; on a CPU, where tests run one program after another, one."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(tile: Tiling, itemsize: int, num_spans: int, device: torch.device, *, backward: bool) -> int:
+    """Return how many programs are launched.
+
+    Whole sequences at a time where that leaves few places empty: then nobody waits for the next round.
+    """
+    number = at_a_time(tile, itemsize, backward=backward) * processors(device)
+    left = number % num_spans
+    return number - left if left <= number // 10 else number
+
+
+def takes_long(device: torch.device, itemsize: int) -> bool:
+    """Return whether the kernels run on a device at all."""
+    return (
+        tiled.SHARED_MEMORY
+        and itemsize <= 4
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device) == tiled.SHARED_CAPABILITY
+        and gluon_was_tried()
+    )
+
+
+def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
+    """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
+    _, num_tokens, channels = k.shape
+    if num_tokens <= SHORTER or channels % 16 != 0 or not takes_long(k.device, k.itemsize):
+        return None
+    tiles = [long_tile(tiled.LONG_SPAN, k.itemsize, backward=b) for b in (False, True)]
+    num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
+    # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
+    if left > 0 or num_tokens * channels >= 2**31 or num_spans > GROUP**2:
+        return None
+    for tile, b in zip(tiles, (False, True), strict=True):
+        if held(tile, k.itemsize, backward=b) > tiled.SHARED_BYTES:
+            return None
+        if num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b):
+            return None
+    return tiles[backward]
+
+
+def long_kernel(name: str) -> Any:
+    """Return the kernel of a pass: "fwd" or "bwd"."""
+    if name == "fwd":
+        from rwkvseg.ops.wkv.triton_shared_long import bi_wkv_fwd_long_kernel
+
+        return bi_wkv_fwd_long_kernel
+    from rwkvseg.ops.wkv.triton_shared_long_backward import bi_wkv_bwd_long_kernel
+
+    return bi_wkv_bwd_long_kernel
+
+
+def mend_kernel(name: str) -> Any:
+    """Return the kernel that follows a pass."""
+    from rwkvseg.ops.wkv import triton_mend_long
+
+    return getattr(triton_mend_long, f"bi_wkv_{name}_mend_long_kernel")
+
+
+def groups_read(num_spans: int) -> int:
+    """Return GROUPS of the kernels: few different ones, since each is compiled."""
+    if num_spans > READ:
+        return 0
+    return 1 << (-(-num_spans // GROUP) - 1).bit_length()
+
+
+class _Launch:
+    """The two launches of a pass over k (B, T, C)."""
+
+    def __init__(self, tile: Tiling, k: Tensor, *, backward: bool) -> None:
+        batch, self.num_tokens, self.channels = k.shape
+        self.name = "bwd" if backward else "fwd"
+        self.tile, self.device, self.itemsize = tile, k.device, k.itemsize
+        self.num_spans = self.num_tokens // tile.span
+        self.num_sequences = batch * (self.channels // tile.channels)
+        num_groups = -(-self.num_spans // GROUP)
+        self.states = (batch, self.num_spans, 7, self.channels)
+        # what is sent, which begins with zeros, then the flags and a number that is counted up
+        exchanges = 2 if backward else 1
+        number = exchanges * self.num_sequences * (self.num_spans + num_groups) * tile.channels * 4
+        zeros = torch.zeros(number + self.num_sequences + 1, dtype=torch.int32, device=self.device)
+        self.sent, self.flags = zeros[:number].view(torch.float32), zeros[number:]
+        self.sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+        self.sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
+        self.together = {"launch_cooperative_grid": True} if self.device.type == "cuda" else {}
+
+    def new(self, *shape: int) -> Tensor:
+        """Return unwritten memory for numbers that are summed."""
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+    def run(self, *tensors: Tensor) -> None:
+        """Run the kernel of the pass."""
+        backward = self.name == "bwd"
+        num_tiles = self.num_sequences * self.num_spans
+        number = programs(self.tile, self.itemsize, self.num_spans, self.device, backward=backward)
+        pause = tiled.LONG_PAUSES[backward] if self.device.type == "cuda" else 0
+        long_kernel(self.name)[(min(number, num_tiles),)](
+            *tensors,
+            self.flags,
+            self.sent,
+            self.num_tokens,
+            self.num_spans,
+            num_tiles,
+            pause,
+            processors(self.device),
+            **self.sizes,
+            LIMIT=tiled.LIMIT[torch.float32],
+            WARPS=self.tile.warps,
+            GROUPS=groups_read(self.num_spans),
+            FETCH=tiled.LONG_FETCH,
+            num_warps=self.tile.warps,
+            maxnreg=self.tile.registers,
+            **self.together,
+        )
+
+    def mend(self, *tensors: Tensor) -> None:
+        """Run what does unfit sequences again: programs that share them, one to a multiprocessor, or not."""
+        from rwkvseg.ops.wkv import triton_states
+
+        early = tiled.LONG_EARLY and self.device.type == "cuda"
+        share = tiled.LONG_MEND_TOGETHER
+        options: dict[str, Any] = {"launch_pdl": True} if early else {}
+        options |= self.together if share else {}
+        number = processors(self.device) if share else self.channels // self.tile.channels
+        mend_kernel(self.name)[(number,)](
+            *tensors,
+            self.num_tokens,
+            self.num_sequences,
+            self.num_spans,
+            **self.sizes,
+            WIDE=triton_states.TYPES[torch.float32],
+            EARLY=early,
+            TOGETHER=share,
+            JOINS=-(-self.num_spans // 64),
+            num_warps=self.tile.warps,
+            maxnreg=128,
+            **options,
+        )
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return x where copies may go by 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def forward(tile: Tiling, w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor, states: Tensor) -> None:
+    """Write bi_wkv of k, v (B, T, C) to y, and a mean of the values to states (B, spans, 7, C)."""
+    k, v = _aligned(k), _aligned(v)
+    launch = _Launch(tile, k, backward=False)
+    launch.run(w, u, k, v, y, states)
+    launch.mend(w, u, k, v, y, states, launch.flags, launch.new(*launch.states))
+
+
+def backward(
+    tile: Tiling, inputs: tuple[Tensor, ...], g: Tensor, states: Tensor, gk: Tensor, gv: Tensor
+) -> Tensor:
+    """Write the gradients of k and v to gk and gv; return those of (w, u), (2, C). inputs: w, u, k, v."""
+    w, u, *tokens = inputs
+    k, v, g = (_aligned(x) for x in (*tokens, g))
+    launch = _Launch(tile, k, backward=True)
+    batch, num_spans, _, channels = launch.states
+    parts, sums = launch.new(batch * num_spans, 2, channels), launch.new(2, channels)
+    launch.run(w, u, k, v, g, gk, gv, parts, states)
+    # states of spans, and of each token its log-sum and output: only unfit sequences write and read them
+    scratch = [launch.new(*launch.states) for _ in range(3)] + [launch.new(*k.shape) for _ in range(2)]
+    launch.mend(w, u, k, v, g, gk, gv, parts, launch.flags, *scratch, sums)
+    return sums
