@@ -1,10 +1,11 @@
-"""Images a second of registered networks, training and inference, on random images.
+"""Images a second of registered networks, training and inference, on random images or volumes.
 
 Prints a table; times are medians of several repeats after warm-up, hardware and precision stated.
 
     python benchmarks/bench_network.py --models rwkv_unet_tiny --size 256 --batch 16 --profile
     python benchmarks/bench_network.py --models rwkv_unet_base --batch 32 --recorded --separate-norms
     python benchmarks/bench_network.py --models rwkv_unet_tiny rwkv_unet_base --size 224 --inference 1 24
+    python benchmarks/bench_network.py --models urwkv3d_tiny --size 48 64 48 --batch 8 --set mixer=bi_mamba
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import yaml
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -21,6 +23,7 @@ from rwkvseg.inference.recorded_calls import RecordedCalls
 from rwkvseg.models import blocks, create_model
 from rwkvseg.ops.backends import launches_recorded
 from rwkvseg.training.cuda_graphs import graphed
+from rwkvseg.training.recipe_module import laid_out
 
 
 def synchronise(device: str) -> None:
@@ -46,7 +49,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["rwkv_unet_tiny"])
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, nargs="+", default=[256], help="of a square, or of a volume")
+    parser.add_argument("--channels", type=int, help="of the images; default 3, of volumes 1")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the networks"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
@@ -69,26 +76,44 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--profile", action="store_true", help="print the ten dearest operators of a training step"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if len(options.size) not in (1, 3):
+        parser.error("--size takes one side of squares or three of volumes")
+    options.sides = 2 * options.size if len(options.size) == 1 else options.size
+    options.channels = options.channels or (3 if len(options.sides) == 2 else 1)
+    options.overrides = {key: yaml.safe_load(value) for key, value in (x.split("=", 1) for x in options.set)}
+    return options
 
 
 def random_images(options: argparse.Namespace, device: str) -> Tensor:
-    shape = (options.batch, 3, options.size, options.size)
-    return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    return laid_out(torch.randn((options.batch, options.channels, *options.sides), device=device))
+
+
+def build(model: str, options: argparse.Namespace, device: str) -> torch.nn.Module:
+    """The network with the weights of a seed, channels-last in memory where it is for pictures."""
+    torch.manual_seed(0)
+    network = create_model(
+        model, num_classes=options.classes, in_channels=options.channels, **options.overrides
+    )
+    if len(options.sides) == 3:
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def training_step(network: torch.nn.Module, options: argparse.Namespace, device: str) -> Callable[[], None]:
     """A step of training on random images."""
     optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda")
     image = random_images(options, device)
-    label = torch.randint(options.classes, (options.batch, options.size, options.size), device=device)
+    label = torch.randint(options.classes, (options.batch, *options.sides), device=device)
     autocast = None if options.float32 else torch.bfloat16
     call = (graphed(network, (image,), autocast=autocast) if options.recorded else None) or network
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=not options.float32):
-            logits = call(image)
-        loss = torch.nn.functional.cross_entropy(logits.float(), label)
+            outputs = call(image)
+        heads = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]  # the finest first
+        loss = torch.nn.functional.cross_entropy(heads[0].float(), label)
+        loss = loss + sum(head.float().square().mean() for head in heads[1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -118,9 +143,7 @@ def forward_pass(network: torch.nn.Module, options: argparse.Namespace, device: 
 
 def print_inference(model: str, options: argparse.Namespace, device: str) -> None:
     """Two rows for each batch: calls launched kernel by kernel, and recorded."""
-    torch.manual_seed(0)
-    network = create_model(model, num_classes=options.classes).eval()
-    network = network.to(device, memory_format=torch.channels_last)
+    network = build(model, options, device).eval()
     autocast = None if options.float32 else torch.bfloat16
     for batch in options.inference:
         options.batch = batch
@@ -145,9 +168,7 @@ def print_dearest(step: Callable[[], None], device: str) -> None:
 
 def measure(model: str, options: argparse.Namespace, device: str) -> str:
     """One row of the table."""
-    torch.manual_seed(0)
-    network = create_model(model, num_classes=options.classes)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = build(model, options, device)
     if options.compile:
         network.compile()
     if device == "cuda":
@@ -180,7 +201,7 @@ def main() -> None:
     if options.separate_norms:
         blocks.launches_are_recorded = lambda: False
         how += ", norms by themselves"
-    size = f"{options.size} x {options.size}"
+    size = ", ".join([" x ".join(map(str, options.sides)), *options.set])
     if options.inference:
         print(f"{name}, torch {torch.__version__}, {size}, {precision}, inference")
         for model in options.models:
