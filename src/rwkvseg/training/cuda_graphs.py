@@ -58,7 +58,7 @@ def graphed(
         # the cache would hand a recorded copy of the weights to what runs outside the recording
         mixed = torch.autocast("cuda", autocast, autocast is not None, cache_enabled=False)
         with _buffers_kept(network), launches_recorded(), mixed:
-            if example[0].is_cuda and os.environ.get("RWKVSEG_COMPILE_AHEAD") != "0":
+            if os.environ.get("RWKVSEG_COMPILE_AHEAD") != "0":
                 compile_kernels_of_step(call, example)
             torch.cuda.make_graphed_callables(call, example, allow_unused_input=True, pool=pool)
     except (RuntimeError, AssertionError) as error:
