@@ -23,8 +23,10 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int) -> Any:
-    sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, **variant: Any) -> Any:
+    sizes: dict[str, Any] = {"PACKED": False, "LEAN": 0, "KEPT": False, "FEW_COPIES": False, "ONE_SUM": False}
+    sizes |= {"UNROLLED": 1} | variant
+    sizes |= {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels, "GROUPS": groups, "FETCH": False}
     sizes |= {"WIDE": triton_states.TYPES[torch.float32], "EARLY": True, "JOINS": 1, "TOGETHER": True}
     signature, attributes = {}, {}

@@ -25,6 +25,7 @@ def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> tup
         "KEPT": False,
         "FEW_COPIES": False,
         "ONE_SUM": False,
+        "UNROLLED": 1,
     } | variant
     sizes |= {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}

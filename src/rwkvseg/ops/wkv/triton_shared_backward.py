@@ -8,7 +8,6 @@ from rwkvseg.ops.wkv.triton_shared import (
     LOG2E,
     add_entering,
     chunk_decay,
-    copy_eight,
     futures,
     let_next_begin,
     misfits,
@@ -17,13 +16,12 @@ from rwkvseg.ops.wkv.triton_shared import (
     reciprocal,
     sampled_reference,
     send,
-    start_copies,
-    start_wide_copies,
     totals,
     unfit,
     wait_for_last,
     weigh,
 )
+from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
 from rwkvseg.ops.wkv.triton_shared_gradients import lean_gradients, put_gradients
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     own_layout,
@@ -133,15 +131,8 @@ def tile_gradients(
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    if FEW_COPIES:
-        start_wide_copies(
-            k_s, v_s, g_s, p_k + base, p_v + base, p_g + base, C, LENGTH, WARPS, HELD
-        )  # fmt: skip
-    else:
-        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD)
-        for eight in gl.static_range(BLOCKS):
-            copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, HELD)
-        async_copy.commit_group()
+    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
+    start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
