@@ -267,7 +267,7 @@ def put_tile(
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
     UNROLLED: gl.constexpr,
 ):  # fmt: skip
-    """Write the outputs of all blocks from what enters each from earlier tokens, and the last from later ones.
+    """Write the outputs of all blocks from what enters each from earlier tokens, the last from later ones.
 
     Return what `unfit` wants to know, and the first output of every lane. UNROLLED: how many blocks are
     written out: from one step of the loop to the next rows are moved.

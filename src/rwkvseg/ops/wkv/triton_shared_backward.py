@@ -104,6 +104,83 @@ def adjoint_step(
 
 
 @gluon.jit
+def adjoint_pass(
+    k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd,
+    BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr, KEPT: gl.constexpr,
+):  # fmt: skip
+    """Go through the blocks from the last one back, with what enters each on both sides.
+
+    Return four rows of what entered each from later tokens, n, d and the adjoint sums so far, if KEPT in
+    shared memory; then the adjoint sums that leave the lanes on both sides, and what `unfit` wants to know.
+    """
+    CHUNKS: gl.constexpr = k_s.shape[1]
+    CHANNELS: gl.constexpr = k_s.shape[2]
+    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
+    least, total = zero + float("inf"), zero
+    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
+    if KEPT:
+        fn_s, fd_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+        er_s, eq_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+    else:
+        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    for i in range(BLOCKS):
+        pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
+        if KEPT:
+            pns, pds = push_first(pns, zero, BLOCKS), push_first(pds, zero, BLOCKS)
+            fn_s.index(BLOCKS - 1 - i).store(fn)
+            fd_s.index(BLOCKS - 1 - i).store(fd)
+            er_s.index(BLOCKS - 1 - i).store(er)
+            eq_s.index(BLOCKS - 1 - i).store(eq)
+        else:
+            pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
+            ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
+        power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
+            k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
+            lr, lq, er, eq, least, total, BLOCK, L, PACKED,
+        )  # fmt: skip
+    rows = (fn_s, fd_s, er_s, eq_s) if KEPT else (pns, pds, ers, eqs)
+    return rows, lr, lq, er, eq, least, total
+
+
+@gluon.jit
+def gradient_pass(
+    k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back, there,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr,
+    PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr,
+):  # fmt: skip
+    """Go through the blocks with what enters the lanes: past and on from earlier tokens, back from later.
+
+    rows: of `adjoint_pass`. Write gk and gv, return the sums for gw and gu as `put_gradients` does.
+    """
+    fns, fds, ers, eqs = rows
+    back_r, back_q = back
+    if not KEPT:
+        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
+    zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
+    gw, gu = zero, zero
+    for s in range(BLOCKS):
+        if KEPT:
+            entered = gl.exp2(w * ((s - (BLOCKS - 1)) * BLOCK))
+            future = (fns.index(s).load(L), fds.index(s).load(L))
+            behind = (ers.index(s).load(L) + entered * back_r, eqs.index(s).load(L) + entered * back_q)
+        else:
+            future, behind = (fns[0], fds[0]), (ers[0], eqs[0])
+            fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
+            ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
+        if LEAN:
+            past, on, gw, gu = lean_gradients(
+                k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
+                past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
+            )  # fmt: skip
+        else:
+            past, on, gw, gu = put_gradients(
+                k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
+                past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
+            )  # fmt: skip
+    return gw, gu
+
+
+@gluon.jit
 def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
     """Return the sums of two and the larger of one."""
     return gw + more_gw, gu + more_gu, gl.maximum(bad, more_bad)
@@ -149,28 +226,9 @@ def tile_gradients(
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
-    least, total = zero + float("inf"), zero
-    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
-    if KEPT:
-        fn_s, fd_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
-        er_s, eq_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
-    else:
-        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
-    for i in range(BLOCKS):  # from the last block back
-        pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-        if KEPT:
-            pns, pds = push_first(pns, zero, BLOCKS), push_first(pds, zero, BLOCKS)
-            fn_s.index(BLOCKS - 1 - i).store(fn)
-            fd_s.index(BLOCKS - 1 - i).store(fd)
-            er_s.index(BLOCKS - 1 - i).store(er)
-            eq_s.index(BLOCKS - 1 - i).store(eq)
-        else:
-            pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
-            ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
-        power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
-            k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
-            lr, lq, er, eq, least, total, BLOCK, L, PACKED,
-        )  # fmt: skip
+    rows, lr, lq, er, eq, least, total = adjoint_pass(
+        k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, PACKED, KEPT
+    )
     if MASKED:
         least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
         lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
@@ -180,30 +238,12 @@ def tile_gradients(
     else:
         gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
-    if not KEPT:
-        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
-    past, on = (past_n, past_d), (r, rq)
-    gw, gu = zero, zero
     places = base + (chunk * (LENGTH * C) + c[None, :])
-    for s in range(BLOCKS):
-        if KEPT:
-            entered = gl.exp2(w * ((s - (BLOCKS - 1)) * BLOCK))
-            future = (fn_s.index(s).load(L), fd_s.index(s).load(L))
-            back = (er_s.index(s).load(L) + entered * back_r, eq_s.index(s).load(L) + entered * back_q)
-        else:
-            future, back = (pns[0], pds[0]), (ers[0], eqs[0])
-            pns, pds = push_last(pns, pns[0], BLOCKS), push_last(pds, pds[0], BLOCKS)
-            ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
-        if LEAN:
-            past, on, gw, gu = lean_gradients(
-                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
-            )  # fmt: skip
-        else:
-            past, on, gw, gu = put_gradients(
-                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
-            )  # fmt: skip
+    gw, gu = gradient_pass(
+        k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
+        (past_n, past_d), (r, rq), rows, (back_r, back_q), there,
+        C, BLOCK, BLOCKS, MASKED, L, PACKED, LEAN, KEPT,
+    )  # fmt: skip
     if MASKED:
         gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
