@@ -41,6 +41,7 @@ def bi_wkv_bwd_long_kernel(
     k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    TIGHT: gl.constexpr = (PACKED or LEAN > 0) and not KEPT
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     wait_turn(pause, processors)
     tile = gl.program_id(0)
@@ -76,7 +77,7 @@ def bi_wkv_bwd_long_kernel(
         rows, lr, lq, er, eq, least, total = adjoint_pass(
             k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, PACKED, KEPT
         )
-        if GROUPS == 0:  # before others wait for its registers; w, u again, so that nobody need keep them
+        if GROUPS == 0 or TIGHT:  # before others wait for its registers; w, u again: nobody need keep them
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
             w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
             u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -88,10 +89,18 @@ def bi_wkv_bwd_long_kernel(
         r, rq, back_r, back_q, _ = reach_spans(
             lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
-        if GROUPS > 0:
+        if GROUPS > 0 and not TIGHT:
             bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
             if not ONE_SUM:
                 gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
+        if TIGHT:  # again as well
+            c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
+            w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
+            mean = gl.load(state + c[None, :])
+            top = sampled_reference(p_k + first + c[None, :], T, C)
+            lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
         gw, gu = gradient_pass(
