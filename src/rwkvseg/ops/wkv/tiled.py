@@ -125,7 +125,7 @@ def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
     if name.endswith("fwd"):
         return found | {"UNROLLED": min(LONG_UNROLLED if name == "longfwd" else UNROLLED, tile.blocks)}
     # of longer spans, programs that wait for each other have no registers left
-    lean = LEAN if name == "bwd" or tile.blocks * tile.block <= 32 else 0
+    lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
     return found | {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize)}
 
 

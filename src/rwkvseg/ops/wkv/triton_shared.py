@@ -78,13 +78,13 @@ def chunk_decay(p_w, LENGTH: gl.constexpr, CHANNELS: gl.constexpr, W: gl.constex
 
 
 @gluon.jit
-def scan_chunks(x, decay, W: gl.constexpr, REVERSE: gl.constexpr):
-    """Return what reaches each chunk when each sends x; decay: of a chunk, to base 2.
+def scan_chunks(x, chunk, decay, W: gl.constexpr, REVERSE: gl.constexpr):
+    """Return what reaches each chunk when each sends x; chunk: its number, decay: of a chunk, to base 2.
 
     In doubling steps: the decay is the same for all chunks, so that its powers need no scan of their own.
     """
     CHUNKS: gl.constexpr = x.shape[0]
-    at = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None] + gl.full(x.shape, 0, gl.int32, W)
+    at = chunk + gl.full(x.shape, 0, gl.int32, W)
     passed = CHUNKS - 1 - at if REVERSE else at
     sign: gl.constexpr = -1 if REVERSE else 1
     x = gl.where(passed >= 1, gl.gather(x, gl.where(passed >= 1, at - sign, 0), 0), 0.0)
@@ -106,8 +106,9 @@ def reach(ln, ld, en, ed, decay, L: gl.constexpr, W: gl.constexpr):
     ld_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ld)
     en_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, en)
     ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
-    ln, ld = scan_chunks(ln_s.load(W), decay, W, False), scan_chunks(ld_s.load(W), decay, W, False)
-    en, ed = scan_chunks(en_s.load(W), decay, W, True), scan_chunks(ed_s.load(W), decay, W, True)
+    at = gl.arange(0, ln_s.shape[0], gl.SliceLayout(1, W))[:, None]
+    ln, ld = scan_chunks(ln_s.load(W), at, decay, W, False), scan_chunks(ld_s.load(W), at, decay, W, False)
+    en, ed = scan_chunks(en_s.load(W), at, decay, W, True), scan_chunks(ed_s.load(W), at, decay, W, True)
     ln_s.store(ln)
     ld_s.store(ld)
     en_s.store(en)

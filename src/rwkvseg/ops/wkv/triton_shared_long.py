@@ -178,11 +178,12 @@ def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.cons
 @gluon.jit
 def reach_spans(
     ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay,
-    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr,
+    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr, TIGHT: gl.constexpr = False,
 ):  # fmt: skip
     """Do as `reach` for a span of several, with what reaches it from the others; and return a weighted mean.
 
     That is of the values in what all spans of the sequence send, the same for all of them, (CHANNELS,) as W.
+    TIGHT: whether nothing that follows from a thread's number may stay in registers between the tiles.
     """
     CHUNKS: gl.constexpr = ln.shape[0]
     CHANNELS: gl.constexpr = ln.shape[1]
@@ -193,15 +194,21 @@ def reach_spans(
     ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
     ln, ld, en, ed = ln_s.load(W), ld_s.load(W), en_s.load(W), ed_s.load(W)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
-    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None]
+    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))
+    if TIGHT:
+        c, chunk = anew(c), anew(chunk)
+    chunk = chunk[:, None]
     to_end = gl.exp2(decay * (CHUNKS - 1 - chunk).to(gl.float32))
     to_start = gl.exp2(decay * chunk.to(gl.float32))
     put_sent(
         p_sent + (i_q * num_spans + i_s) * (4 * CHANNELS) + c * 4,
         gl.sum(to_end * ln, 0), gl.sum(to_end * ld, 0), gl.sum(to_start * en, 0), gl.sum(to_start * ed, 0),
     )  # fmt: skip
-    ln, ld = scan_chunks(ln, decay, W, False), scan_chunks(ld, decay, W, False)  # while the others' arrive
-    en, ed = scan_chunks(en, decay, W, True), scan_chunks(ed, decay, W, True)
+    ln, ld = (
+        scan_chunks(ln, chunk, decay, W, False),
+        scan_chunks(ld, chunk, decay, W, False),
+    )  # while the others' arrive
+    en, ed = scan_chunks(en, chunk, decay, W, True), scan_chunks(ed, chunk, decay, W, True)
     zero = gl.full([GROUP, CHANNELS], 0.0, gl.float32, W)
     sums = collect(p_sent, i_q, i_s, num_spans, num_tiles, decay * CHUNKS, zero, GROUPS, W)
     ln_s.store(ln + to_start * gl.sum(sums[0], 0)[None, :])

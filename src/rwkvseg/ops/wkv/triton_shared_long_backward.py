@@ -65,7 +65,7 @@ def bi_wkv_bwd_long_kernel(
             k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
         )
         past_n, past_d, fn, fd, _ = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
         )
         if FETCH:
             later = tile + gl.num_programs(0)
@@ -87,7 +87,7 @@ def bi_wkv_bwd_long_kernel(
         num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
-            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
         )
         if GROUPS > 0 and not TIGHT:
             bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
