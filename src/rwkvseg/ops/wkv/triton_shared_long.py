@@ -253,7 +253,7 @@ def bi_wkv_fwd_long_kernel(
             k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
         )
         pn, pd, fn, fd, mean = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, UNROLLED > 1
         )
         if FETCH:
             later = tile + gl.num_programs(0)
