@@ -56,6 +56,10 @@ CASES: list[tuple[str, int, str, dict[str, Any]]] = [
 ]
 CASES += [("fwd", size, "bf16", {name: True}) for size in (784, 1024) for name in ALL]
 CASES += [("fwd", size, "bf16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 2, 4, 8)]
+CASES += [("bwd", 1024, dtype, DIET | {"BACK_UNROLLED": n}) for dtype in ("bf16", "fp16") for n in (2, 4)]
+CASES += [("bwd", 1024, "bf16", {"BACK_UNROLLED": 2}), ("bwd", 512, "fp32", DIET | {"BACK_UNROLLED": 2})]
+CASES += [("bwd", 784, "bf16", DIET | {"BACK_UNROLLED": 2, "HALVES": "both", "KEPT": True})]
+CASES += [("bwd", 1024, "bf16", DIET | {"BACK_UNROLLED": 4, "HALVES": "both"})]
 CASES += [("fwd", size, "fp16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 8)]
 
 
@@ -64,7 +68,8 @@ def main() -> None:
         choose({key: value for key, value in constants.items() if key != "HALVES"})
         tile = tiled.shared_tile(num_tokens, 4 if dtype == "fp32" else 2, backward=name == "bwd")
         binary, shared = compiled(name, tile, dtype, constants.get("HALVES", "none"))
-        found = count(binary, tile, min(tiled.UNROLLED, tile.blocks) if name == "fwd" else 1)
+        step = min(tiled.UNROLLED, tile.blocks) if name == "fwd" else tiled.BACK_UNROLLED
+        found = count(binary, tile, step if name == "fwd" or tile.blocks % step == 0 else 1)
         chosen = " ".join(f"{key}={value}" for key, value in constants.items())
         print(name, num_tokens, dtype, chosen, "registers", found.registers, "bytes", shared, end=" ")
         print(

@@ -11,7 +11,7 @@ import triton
 from rwkvseg.ops.wkv import tiled
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-OPTIONS = ("PACKED", "LEAN", "KEPT", "FEW_COPIES", "ONE_SUM", "UNROLLED", "LONG_UNROLLED")
+OPTIONS = ("PACKED", "LEAN", "KEPT", "FEW_COPIES", "ONE_SUM", "UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED")
 
 
 class Counts(NamedTuple):

@@ -30,6 +30,8 @@ FORWARD: list[dict[str, Any]] = [{name: True} for name in ALL] + [{"UNROLLED": 2
 FORWARD += [ALL | {"UNROLLED": 2}, ALL | {"UNROLLED": 8}]
 LONG: list[dict[str, Any]] = [{name: True} for name in (*ALL, "KEPT")] + [{"LONG_UNROLLED": 2}]
 LONG += [{"LEAN": 1}, {"LEAN": 3}, ALL | {"KEPT": True, "LEAN": 3, "LONG_UNROLLED": 8}]
+BACKWARD: list[dict[str, Any]] = [{"BACK_UNROLLED": 2}, ALL | {"BACK_UNROLLED": 2, "LEAN": 3}]
+BACKWARD += [ALL | {"BACK_UNROLLED": 2, "LEAN": 3, "KEPT": True}]
 ODD = tiled.Tiling(block=3, blocks=3, chunks=16, channels=16, warps=4)
 EVEN = tiled.Tiling(block=4, blocks=4, chunks=16, channels=16, warps=4)
 Setup = Callable[..., list[Tensor]]
@@ -106,6 +108,18 @@ def test_forward_of_an_even_number_of_blocks(options: dict[str, Any], emulate: S
     assert [f.tolist() for f in flags] == [[0], [0]]
 
 
+@pytest.mark.parametrize("options", BACKWARD, ids=str)
+@pytest.mark.parametrize("num_tokens", [256, 512], ids=["resident", "waiting"])
+def test_backward_of_an_even_number_of_blocks(
+    num_tokens: int, options: dict[str, Any], emulate: Setup
+) -> None:
+    flags = emulate(EVEN, options)
+    check(inputs((1, num_tokens, 16), keys="1", decay=-8.0), 1e-5)
+    x = inputs((1, num_tokens, 16), keys="1")
+    check(x._replace(v=x.v + 10), 1e-5)
+    assert [f.tolist() for f in flags] == [[0]] * 4
+
+
 @pytest.mark.parametrize("options", LONG, ids=str)
 def test_programs_that_wait_for_each_other(options: dict[str, Any], emulate: Setup) -> None:
     flags = emulate(ODD, options)
@@ -176,8 +190,8 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
     @pytest.mark.parametrize("num_tokens", [512, 784, 1024])
-    @pytest.mark.parametrize("options", FORWARD, ids=str)
-    def test_forward(
+    @pytest.mark.parametrize("options", FORWARD + BACKWARD + [BACKWARD[0] | {"BACK_UNROLLED": 4}], ids=str)
+    def test_tiles(
         self, options: dict[str, Any], num_tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.hold((24, num_tokens, 576), dtype, options, monkeypatch)
@@ -188,7 +202,7 @@ class TestOnAGpu:
         [(torch.bfloat16, 1024), (torch.bfloat16, 512), (torch.float16, 1024), (torch.float32, 512)],
         ids=str,
     )
-    @pytest.mark.parametrize("options", LONG, ids=str)
+    @pytest.mark.parametrize("options", LONG + BACKWARD, ids=str)
     def test_programs_that_wait_for_each_other(
         self,
         options: dict[str, Any],

@@ -39,6 +39,7 @@ FEW_COPIES: bool | str = False  # whether a tile is copied in few steps: between
 ONE_SUM: bool | str = False  # whether a program sums what it sums, and looks whether it is unfit, at once
 UNROLLED = 1  # how many blocks of the last pass forward are written out: fewer moves, more code
 LONG_UNROLLED = 1  # the same where LONG_IN_ONE
+BACK_UNROLLED = 1  # the same of both last passes backward: 1, 2 or 4, where that divides the blocks
 MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
 MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
 MEND_EACH = (
@@ -123,9 +124,11 @@ def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
     if name != "longfwd":  # which sums elsewhere
         found["ONE_SUM"] = chosen(ONE_SUM, name)
     if name.endswith("fwd"):
-        return found | {"UNROLLED": min(LONG_UNROLLED if name == "longfwd" else UNROLLED, tile.blocks)}
-    # of longer spans, programs that wait for each other have no registers left
+        most = tile.blocks if name == "fwd" or tile.blocks > 4 else tile.blocks // 2
+        return found | {"UNROLLED": min(LONG_UNROLLED if name == "longfwd" else UNROLLED, most)}
+    # programs that wait for each other have no registers for more
     lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
+    found["UNROLLED"] = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
     return found | {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize)}
 
 

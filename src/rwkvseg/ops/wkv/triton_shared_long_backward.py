@@ -31,7 +31,7 @@ def bi_wkv_bwd_long_kernel(
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
     PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, FEW_COPIES: gl.constexpr,
-    ONE_SUM: gl.constexpr,
+    ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
@@ -41,7 +41,8 @@ def bi_wkv_bwd_long_kernel(
     k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    TIGHT: gl.constexpr = (PACKED or LEAN > 0) and not KEPT
+    # whether registers are scarce: what follows from a thread's number, or can be read again, is not kept
+    TIGHT: gl.constexpr = (LEAN > 1 or (PACKED and BLOCKS > 4) or UNROLLED > 1) and not KEPT
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     wait_turn(pause, processors)
     tile = gl.program_id(0)
@@ -75,7 +76,24 @@ def bi_wkv_bwd_long_kernel(
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
         rows, lr, lq, er, eq, least, total = adjoint_pass(
-            k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, PACKED, KEPT
+            k_s,
+            v_s,
+            g_s,
+            top,
+            mean,
+            lam,
+            far,
+            bonus,
+            pns,
+            pds,
+            fn,
+            fd,
+            BLOCK,
+            BLOCKS,
+            L,
+            PACKED,
+            KEPT,
+            UNROLLED,
         )
         if GROUPS == 0 or TIGHT:  # before others wait for its registers; w, u again: nobody need keep them
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
@@ -93,7 +111,7 @@ def bi_wkv_bwd_long_kernel(
             bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
             if not ONE_SUM:
                 gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
-        if TIGHT:  # again as well
+        if TIGHT:
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
             w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
             u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -106,7 +124,7 @@ def bi_wkv_bwd_long_kernel(
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
             (past_n, past_d), (r, rq), rows, (back_r, back_q), True,
-            C, BLOCK, BLOCKS, False, L, PACKED, LEAN, KEPT,
+            C, BLOCK, BLOCKS, False, L, PACKED, LEAN, KEPT, UNROLLED,
         )  # fmt: skip
         parts = p_parts + (i_b * num_spans + i_s).to(gl.int64) * 2 * C + i_c * CHANNELS + c
         if ONE_SUM:
