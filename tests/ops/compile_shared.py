@@ -52,6 +52,7 @@ CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("bwd", 1024, "bf16", {"HALVES": "both"} | DIET),
     ("bwd", 512, "fp32", {"HALVES": "both"} | DIET),
     ("fwd", 512, "bf16", ALL | {"UNROLLED": 4}),
+    ("fwd", 512, "fp32", ALL | {"UNROLLED": 4}),
     ("fwd", 784, "fp32", ALL | {"UNROLLED": 7}),
 ]
 CASES += [("fwd", size, "bf16", {name: True}) for size in (784, 1024) for name in ALL]
