@@ -160,6 +160,16 @@ def test_what_spans_take(
     assert (found["LEAN"], found["KEPT"]) == (lean, kept)
 
 
+def test_no_more_blocks_than_there_are_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED"):
+        monkeypatch.setattr(tiled, name, 8)
+    found = []
+    for blocks in (1, 4, 8):
+        tile = EVEN._replace(blocks=blocks)
+        found += [tiled.options(name, tile, 2)["UNROLLED"] for name in ("fwd", "longfwd", "bwd", "longbwd")]
+    assert found == [1, 1, 1, 1, 4, 2, 4, 2, 8, 8, 4, 2]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
 class TestOnAGpu:

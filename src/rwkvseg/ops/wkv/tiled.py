@@ -97,8 +97,7 @@ def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass from shared memory over tokens whose elements have so many bytes."""
     tile = tiling(num_tokens, 2, backward=backward)
     warps = 8 if backward or itemsize == 4 else 4
-    # three programs have room for no more; four need less
-    registers = 168 if warps == 4 and tile.blocks == 8 and UNROLLED > 4 else 128
+    registers = 168 if warps == 4 and tile.blocks == 8 and UNROLLED > 4 else 128  # three programs fit
     return tile._replace(channels=16, warps=warps, registers=registers)
 
 
@@ -124,11 +123,12 @@ def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
     if name != "longfwd":  # which sums elsewhere
         found["ONE_SUM"] = chosen(ONE_SUM, name)
     if name.endswith("fwd"):
-        most = tile.blocks if name == "fwd" or tile.blocks > 4 else tile.blocks // 2
-        return found | {"UNROLLED": min(LONG_UNROLLED if name == "longfwd" else UNROLLED, most)}
+        most = UNROLLED if name == "fwd" else LONG_UNROLLED if tile.blocks > 4 else min(LONG_UNROLLED, 2)
+        return found | {"UNROLLED": min(most, tile.blocks)}
     # programs that wait for each other have no registers for more
     lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
-    found["UNROLLED"] = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
+    step = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
+    found["UNROLLED"] = step if tile.blocks % step == 0 else 1
     return found | {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize)}
 
 
