@@ -1,30 +1,28 @@
 """Compile the kernels that wait for each other for an H200, without one; print each and its spills.
 
-Before them: registers, instructions, bytes of shared memory. Given a folder, leave the code there, and
-compile what does unfit sequences again as well.
+Before them: registers, instructions, bytes of shared memory; instructions a token, barriers. Given a folder,
+leave the code there, and compile what does unfit sequences again as well.
 """
 
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from compiled_code import choose, count, dumped
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int) -> Any:
-    sizes = {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
+def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, options: dict[str, Any]) -> Any:
+    sizes = options | {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block}
+    sizes |= {"BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels, "GROUPS": groups, "FETCH": False}
     sizes |= {"WIDE": triton_states.TYPES[torch.float32], "EARLY": True, "JOINS": 1, "TOGETHER": True}
     signature, attributes = {}, {}
@@ -41,38 +39,45 @@ def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int) -> Any:
     kind = GluonASTSource if "GROUPS" in kernel.arg_names else ASTSource
     source = kind(kernel, signature, constexprs=constants, attrs=attributes)
     registers = tile.registers if "GROUPS" in kernel.arg_names else 128
-    options = {"num_warps": tile.warps, "maxnreg": registers, "launch_cooperative_grid": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    launch = {"num_warps": tile.warps, "maxnreg": registers, "launch_cooperative_grid": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
 
 
-def dumped(binary: bytes, *options: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        command = [BINARIES / "cuobjdump", *options, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any) -> None:
-    done = compiled(kernel, tile, dtype, groups)
-    code = dumped(done.asm["cubin"], "-sass")
+def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
+    options = tiled.options(name, tile, 4 if dtype == "fp32" else 2) if name else {}
+    done = compiled(kernel, tile, dtype, groups, options)
     if len(sys.argv) > 1:
-        for kind, text in (("sass", code), ("ptx", done.asm["ptx"])):
+        for kind, text in (("sass", dumped(done.asm["cubin"], "-sass")), ("ptx", done.asm["ptx"])):
             (Path(sys.argv[1]) / f"{'_'.join(map(str, words))}.{kind}").write_text(text)
-    registers = max(map(int, re.findall(r"REG:(\d+)", dumped(done.asm["cubin"], "-res-usage"))))
-    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE))
-    spills = len(re.findall(r"\b(STL|LDL)\b", code))
-    print(*words, registers, instructions, done.metadata.shared, spills, flush=True)
+    found = count(done.asm["cubin"], tile, options.get("UNROLLED", 1))
+    rest = found.per_token, found.barriers, found.spills
+    print(*words, found.registers, found.instructions, done.metadata.shared, *rest, flush=True)
+
+
+SPANS = ((1024, 1), (1024, 0), (512, 1), (512, 0))  # tokens, groups
+ALL = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
+EACH: list[tuple[str, dict[str, Any]]] = [("fwd", {"PACKED": True}), ("fwd", {"FEW_COPIES": True})]
+EACH += [("bwd", {name: True}) for name in (*ALL, "KEPT")]
+EACH += [("bwd", {"LEAN": 3}), ("bwd", {"BACK_UNROLLED": 2})]
+DIET: list[tuple[str, dict[str, Any]]] = [("fwd", ALL | {"LONG_UNROLLED": n}) for n in (1, 2, 8)]
+DIET += [("bwd", ALL | {"LEAN": n}) for n in (0, 1, 3)] + [("bwd", ALL | {"LEAN": 3, "KEPT": True})]
+DIET += [("bwd", ALL | {"LEAN": n, "KEPT": n == 3, "BACK_UNROLLED": 2}) for n in (0, 3)]
 
 
 def main() -> None:
-    spans = ((1024, 1), (1024, 0), (512, 1), (512, 0))  # tokens, groups
-    cases = [(name, span, groups, "bf16") for name in ("fwd", "bwd") for span, groups in spans]
-    cases += [("fwd", 512, 1, "fp32"), ("bwd", 512, 1, "fp32")]
-    for name, span, groups, dtype in cases:
-        itemsize = 4 if dtype == "fp32" else 2
-        tile = tiled_long.long_tile(span, itemsize, backward=name == "bwd")
-        report(tiled_long.long_kernel(name), tile, dtype, groups, name, span, groups, dtype)
+    cases: list[Any] = [(name, *span, "bf16", {}) for name in ("fwd", "bwd") for span in SPANS]
+    cases += [("fwd", 512, 1, "fp32", {}), ("bwd", 512, 1, "fp32", {})]
+    cases += [(name, *span, "bf16", constants) for span in SPANS[::2] for name, constants in EACH]
+    cases += [(name, *span, "bf16", constants) for span in SPANS for name, constants in DIET]
+    most = ALL | {"LEAN": 3, "KEPT": True, "BACK_UNROLLED": 2, "LONG_UNROLLED": 8}
+    cases += [(name, *span, "fp16", most) for name in ("fwd", "bwd") for span in SPANS]
+    cases += [(name, 512, groups, "fp32", most) for name in ("fwd", "bwd") for groups in (0, 1)]
+    for name, span, groups, dtype, constants in cases:
+        choose(constants)
+        tile = tiled_long.long_tile(span, 4 if dtype == "fp32" else 2, backward=name == "bwd")
+        chosen = "+".join(f"{key}={value}" for key, value in constants.items()) or "-"
+        kernel = tiled_long.long_kernel(name)
+        report(kernel, tile, dtype, groups, name, span, groups, dtype, chosen, name=f"long{name}")
     if len(sys.argv) > 1:
         for name in ("fwd", "bwd"):
             tile = tiled_long.long_tile(1024, 2, backward=name == "bwd")

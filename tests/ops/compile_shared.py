@@ -1,31 +1,21 @@
 """Compile the kernels that work from shared memory for an H200, without one; print what each takes."""
 
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import triton
+from compiled_code import choose, count
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from rwkvseg.ops.wkv import tiled
 
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 
 
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> tuple[bytes, int]:
-    sizes: dict[str, Any] = {
-        "HALVES": "none",
-        "EARLY": False,
-        "PACKED": False,
-        "LEAN": 0,
-        "KEPT": False,
-        "FEW_COPIES": False,
-        "ONE_SUM": False,
-    } | variant
+def compiled(name: str, tile: tiled.Tiling, dtype: str, halves: str) -> tuple[bytes, int]:
+    kernel = tiled.shared_kernel(name)
+    sizes: dict[str, Any] = tiled.options(name, tile, 4 if dtype == "fp32" else 2)
+    sizes |= {"HALVES": halves, "EARLY": False}
     sizes |= {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block, "BLOCKS": tile.blocks}
     sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
     signature, attributes = {}, {}
@@ -45,7 +35,8 @@ def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, **variant: Any) -> tup
     return found.asm["cubin"], found.metadata.shared
 
 
-DIET = {"PACKED": True, "LEAN": 3, "FEW_COPIES": True, "ONE_SUM": True}
+ALL = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
+DIET = ALL | {"LEAN": 3}
 CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("fwd", 784, "bf16", {}),
     ("fwd", 1024, "bf16", {}),
@@ -59,32 +50,33 @@ CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("bwd", 784, "bf16", {"KEPT": True} | DIET),
     ("bwd", 784, "bf16", {"KEPT": True, "HALVES": "both"} | DIET),
     ("bwd", 1024, "bf16", {"HALVES": "both"} | DIET),
-    ("bwd", 512, "fp32", {"HALVES": "both"} | DIET | {"PACKED": False}),
+    ("bwd", 512, "fp32", {"HALVES": "both"} | DIET),
+    ("fwd", 512, "bf16", ALL | {"UNROLLED": 4}),
+    ("fwd", 512, "fp32", ALL | {"UNROLLED": 4}),
+    ("fwd", 784, "fp32", ALL | {"UNROLLED": 7}),
 ]
+CASES += [("fwd", size, "bf16", {name: True}) for size in (784, 1024) for name in ALL]
+CASES += [("fwd", size, "bf16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 2, 4, 8)]
+CASES += [("bwd", 1024, dtype, DIET | {"BACK_UNROLLED": n}) for dtype in ("bf16", "fp16") for n in (2, 4)]
+CASES += [("bwd", 1024, "bf16", {"BACK_UNROLLED": 2}), ("bwd", 512, "fp32", DIET | {"BACK_UNROLLED": 2})]
+CASES += [("bwd", 784, "bf16", DIET | {"BACK_UNROLLED": 2, "HALVES": "both", "KEPT": True})]
+CASES += [("bwd", 1024, "bf16", DIET | {"BACK_UNROLLED": 4, "HALVES": "both"})]
+CASES += [("fwd", size, "fp16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 8)]
 
 
 def main() -> None:
-    for name, num_tokens, dtype, variant in CASES:
-        itemsize = 4 if dtype == "fp32" else 2
-        tile = tiled.shared_tile(num_tokens, itemsize, backward=name == "bwd")
-        binary, shared = compiled(tiled.shared_kernel(name), tile, dtype, **variant)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(binary)
-            file.flush()
-            code, usage = (
-                subprocess.run(
-                    [str(BINARIES / "cuobjdump"), option, file.name],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout
-                for option in ("-sass", "-res-usage")
-            )
-        found = re.search(r"REG:(\d+)", usage)
-        registers = found[1] if found else "?"
-        spills = len(re.findall(r"\b(STL|LDL)\b", code))
-        chosen = " ".join(f"{key}={value}" for key, value in variant.items())
-        print(name, num_tokens, dtype, chosen, "registers", registers, "bytes", shared, "spills", spills)
+    for name, num_tokens, dtype, constants in CASES:
+        choose({key: value for key, value in constants.items() if key != "HALVES"})
+        tile = tiled.shared_tile(num_tokens, 4 if dtype == "fp32" else 2, backward=name == "bwd")
+        binary, shared = compiled(name, tile, dtype, constants.get("HALVES", "none"))
+        step = min(tiled.UNROLLED, tile.blocks) if name == "fwd" else tiled.BACK_UNROLLED
+        found = count(binary, tile, step if name == "fwd" or tile.blocks % step == 0 else 1)
+        chosen = " ".join(f"{key}={value}" for key, value in constants.items())
+        print(name, num_tokens, dtype, chosen, "registers", found.registers, "bytes", shared, end=" ")
+        print(
+            "instructions", found.instructions, "of loops", *found.loops, "a token", found.per_token, end=" "
+        )
+        print("barriers", found.barriers, "spills", found.spills, flush=True)
 
 
 if __name__ == "__main__":

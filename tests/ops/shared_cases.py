@@ -9,8 +9,9 @@ from wkv_cases import Inputs, Operator, errors, run
 
 from rwkvseg.ops import bi_wkv, naive_bi_wkv
 
-NAMES = ("triton_shared_layouts", "triton_shared", "triton_shared_gradients", "triton_shared_backward")
-MODULES = [f"rwkvseg.ops.wkv.{name}" for name in NAMES]
+NAMES = ("_layouts", "_copies", "", "_gradients", "_backward")
+MODULES = [f"rwkvseg.ops.wkv.triton_shared{name}" for name in NAMES]
+LONG_MODULES = [*MODULES, *(f"rwkvseg.ops.wkv.triton_shared_long{name}" for name in ("", "_backward"))]
 triton_bi_wkv: Operator = partial(bi_wkv, backend="triton")
 
 

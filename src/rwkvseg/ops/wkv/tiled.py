@@ -27,15 +27,19 @@ LONG_FETCH = False  # whether their programs ask for the next tile before they n
 LONG_MEND_TOGETHER = True  # whether the programs of the safe form behind them share sequences, cooperatively
 LONG_EARLY = False  # whether the launch of the safe form behind them may begin before they end
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
-# backward from shared memory; all of it is off until it has been measured
+# from shared memory; all of it is off until it has been measured. Where there is a choice of passes:
+# False, True, or the names of those that take it, "fwd", "bwd", "longfwd", "longbwd", with a + between them
 HALVES = ""  # how the last tiles are halved: "", not; "both", in one launch; "two", in a launch of their own
 HALVED = 0.6  # of the multiprocessors: how many tiles the last round may have if they are to be halved
-PACKED = False  # whether a thread reads the tokens of a block at once
+PACKED: bool | str = False  # whether a thread reads the tokens of a block at once
 PACKED_BYTES = 2  # of numbers that can be read so, at most
-LEAN = 0  # how much a block keeps in registers to take fewer instructions, see `lean_gradients`
-KEPT = False  # whether what the blocks meet is kept in shared memory, where two programs still fit
-FEW_COPIES = False  # whether a tile is copied in few steps: between them the warps of a program meet
-ONE_SUM = False  # whether a program sums gw and gu, and looks whether it is unfit, at once
+LEAN = 0  # how much a block backward keeps in registers to take fewer instructions, see `lean_gradients`
+KEPT: bool | str = False  # whether what the blocks meet backward is kept in shared memory, where it fits
+FEW_COPIES: bool | str = False  # whether a tile is copied in few steps: between them warps meet
+ONE_SUM: bool | str = False  # whether a program sums what it sums, and looks whether it is unfit, at once
+UNROLLED = 1  # how many blocks of the last pass forward are written out: fewer moves, more code
+LONG_UNROLLED = 1  # the same where LONG_IN_ONE
+BACK_UNROLLED = 1  # the same of both last passes backward: 1, 2 or 4, where that divides the blocks
 MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
 MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
 MEND_EACH = (
@@ -92,7 +96,9 @@ def takes_shared_memory(*tensors: Tensor) -> bool:
 def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass from shared memory over tokens whose elements have so many bytes."""
     tile = tiling(num_tokens, 2, backward=backward)
-    return tile._replace(channels=16, warps=8 if backward or itemsize == 4 else 4, registers=128)
+    warps = 8 if backward or itemsize == 4 else 4
+    registers = 168 if warps == 4 and tile.blocks == 8 and UNROLLED > 4 else 128  # three programs fit
+    return tile._replace(channels=16, warps=warps, registers=registers)
 
 
 def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
@@ -103,6 +109,27 @@ def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     whole = num_tokens == tile.span and channels % tile.channels == 0 and tile.chunks == 16
     held = (3 if backward else 2) * tile.span * tile.channels * itemsize
     return tile if whole and held <= SHARED_BYTES and takes_shared_memory(*tensors) else None
+
+
+def chosen(choice: bool | str, name: str) -> bool:
+    """Return whether a pass is among those that a constant names."""
+    return name in choice.split("+") if isinstance(choice, str) else choice
+
+
+def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
+    """Return what the constants choose for a kernel: "fwd", "bwd", "longfwd" or "longbwd"."""
+    found: dict[str, Any] = {"PACKED": chosen(PACKED, name) and itemsize <= PACKED_BYTES}
+    found["FEW_COPIES"] = chosen(FEW_COPIES, name)
+    if name != "longfwd":  # which sums elsewhere
+        found["ONE_SUM"] = chosen(ONE_SUM, name)
+    if name.endswith("fwd"):
+        most = UNROLLED if name == "fwd" else LONG_UNROLLED if tile.blocks > 4 else min(LONG_UNROLLED, 2)
+        return found | {"UNROLLED": min(most, tile.blocks)}
+    # programs that wait for each other have no registers for more
+    lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
+    step = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
+    found["UNROLLED"] = step if tile.blocks % step == 0 else 1
+    return found | {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize)}
 
 
 def kept_fits(tile: Tiling, itemsize: int) -> bool:
@@ -185,14 +212,13 @@ class _Plan:
         kernel = shared_kernel(name)
         if name == "fwd":
             turns = self.turns(num_tiles, tensors[2].itemsize)
+            constants |= options(name, tile, tensors[2].itemsize)
             kernel[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
             mend = triton_mend.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
             mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
             mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
             return
-        itemsize = tensors[2].itemsize
-        constants |= {"PACKED": PACKED and itemsize <= PACKED_BYTES, "LEAN": LEAN, "ONE_SUM": ONE_SUM}
-        constants |= {"KEPT": KEPT and kept_fits(tile, itemsize), "FEW_COPIES": FEW_COPIES}
+        constants |= options(name, tile, tensors[2].itemsize)
         counts = (self.num_tokens, whole, num_flags)
         early = MEND_EARLY and on_gpu
         if whole == num_tiles or HALVES == "both":

@@ -155,6 +155,7 @@ class _Launch:
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
             FETCH=tiled.LONG_FETCH,
+            **tiled.options(f"long{self.name}", self.tile, self.itemsize),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
             **self.together,

@@ -15,95 +15,18 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from rwkvseg.ops.wkv.triton_shared_copies import start_keys, wide_pending
 from rwkvseg.ops.wkv.triton_shared_layouts import (
-    copy_layout,
     lanes_layout,
     plain_layout,
     read_block,
+    rows_held,
     states_layout,
     warp_layout,
     widened,
 )
 
 LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.jit
-def copy_tokens(
-    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, LENGTH: gl.constexpr,
-    WARPS: gl.constexpr, HELD: gl.constexpr,
-):  # fmt: skip
-    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number.
-
-    HELD: how many chunks there are in memory; the rest get what the last of them gets.
-    """
-    CHUNKS: gl.constexpr = to_s.shape[1]
-    CHANNELS: gl.constexpr = to_s.shape[2]
-    COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
-    token = gl.arange(0, WIDTH, gl.SliceLayout(1, gl.SliceLayout(2, COPY)))[:, None, None]
-    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(0, gl.SliceLayout(2, COPY)))[None, :, None]
-    if HELD < CHUNKS:
-        chunk = gl.minimum(chunk, HELD - 1)
-    c = gl.arange(0, CHANNELS, gl.SliceLayout(0, gl.SliceLayout(1, COPY)))[None, None, :]
-    order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    rows_s = to_s.index(FIRST)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
-    async_copy.async_copy_global_to_shared(rows_s, p + ((FIRST + token) * C + chunk * (LENGTH * C) + c))
-
-
-@gluon.jit
-def copy_eight(
-    to_s, p, C: gl.constexpr, s: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
-):  # fmt: skip
-    """Begin to copy tokens 8 s.. of every chunk: eight, or what is left."""
-    if LENGTH - 8 * s >= 8:
-        copy_tokens(to_s, p, C, 8 * s, 8, LENGTH, WARPS, HELD)
-    elif LENGTH - 8 * s == 4:
-        copy_tokens(to_s, p, C, 8 * s, 4, LENGTH, WARPS, HELD)
-    else:
-        for j in gl.static_range(8 * s, LENGTH):
-            copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS, HELD)
-
-
-@gluon.constexpr_function
-def wide_copies(length, eights):
-    """Return (first token, tokens) of copies: some of eight, then as many as are a power of two."""
-    found = ()
-    first = 0
-    while first < length:
-        left = length - first
-        width = 8 if len(found) < eights and left >= 8 else 1 << (left.bit_length() - 1)
-        found += ((first, width),)
-        first += width
-    return found
-
-
-@gluon.constexpr_function
-def wide_needed(length, tokens):
-    """Return how many of the copies of keys and values bring so many tokens."""
-    return 1 + sum(first + width < tokens for first, width in wide_copies(length, 2))
-
-
-@gluon.constexpr_function
-def wide_pending(length, block, s):
-    """Return how many groups of copies may still be on their way when block s is gone through."""
-    return len(wide_copies(length, 2)) - wide_needed(length, block * (s + 1))
-
-
-@gluon.jit
-def start_wide_copies(
-    k_s, v_s, g_s, p_k, p_v, p_g, C: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr,
-):  # fmt: skip
-    """Begin to copy keys and values in few groups, then g in one: programs wait between copies."""
-    COPIES: gl.constexpr = wide_copies(LENGTH, 2)
-    for i in gl.static_range(len(COPIES)):
-        copy_tokens(k_s, p_k, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
-        copy_tokens(v_s, p_v, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
-        async_copy.commit_group()
-    LAST: gl.constexpr = wide_copies(LENGTH, 0)
-    for i in gl.static_range(len(LAST)):
-        copy_tokens(g_s, p_g, C, LAST[i][0], LAST[i][1], LENGTH, WARPS, HELD)
-    async_copy.commit_group()
 
 
 @gluon.jit
@@ -139,18 +62,6 @@ def wait_for_last():
 
 
 @gluon.jit
-def start_copies(
-    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr,
-):  # fmt: skip
-    """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
-    for s in gl.static_range(BLOCKS):
-        copy_eight(k_s, p_k, C, s, LENGTH, WARPS, HELD)
-        copy_eight(v_s, p_v, C, s, LENGTH, WARPS, HELD)
-        async_copy.commit_group()
-
-
-@gluon.jit
 def sampled_reference(p_k, T, C: gl.constexpr):
     """Return the largest of a few exponents for each channel; p_k: keys of the sequence's first token."""
     top = widened(gl.load(p_k + (T // 8) * C)) * LOG2E
@@ -167,13 +78,13 @@ def chunk_decay(p_w, LENGTH: gl.constexpr, CHANNELS: gl.constexpr, W: gl.constex
 
 
 @gluon.jit
-def scan_chunks(x, decay, W: gl.constexpr, REVERSE: gl.constexpr):
-    """Return what reaches each chunk when each sends x; decay: of a chunk, to base 2.
+def scan_chunks(x, chunk, decay, W: gl.constexpr, REVERSE: gl.constexpr):
+    """Return what reaches each chunk when each sends x; chunk: its number, decay: of a chunk, to base 2.
 
     In doubling steps: the decay is the same for all chunks, so that its powers need no scan of their own.
     """
     CHUNKS: gl.constexpr = x.shape[0]
-    at = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None] + gl.full(x.shape, 0, gl.int32, W)
+    at = chunk + gl.full(x.shape, 0, gl.int32, W)
     passed = CHUNKS - 1 - at if REVERSE else at
     sign: gl.constexpr = -1 if REVERSE else 1
     x = gl.where(passed >= 1, gl.gather(x, gl.where(passed >= 1, at - sign, 0), 0), 0.0)
@@ -195,8 +106,9 @@ def reach(ln, ld, en, ed, decay, L: gl.constexpr, W: gl.constexpr):
     ld_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ld)
     en_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, en)
     ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
-    ln, ld = scan_chunks(ln_s.load(W), decay, W, False), scan_chunks(ld_s.load(W), decay, W, False)
-    en, ed = scan_chunks(en_s.load(W), decay, W, True), scan_chunks(ed_s.load(W), decay, W, True)
+    at = gl.arange(0, ln_s.shape[0], gl.SliceLayout(1, W))[:, None]
+    ln, ld = scan_chunks(ln_s.load(W), at, decay, W, False), scan_chunks(ld_s.load(W), at, decay, W, False)
+    en, ed = scan_chunks(en_s.load(W), at, decay, W, True), scan_chunks(ed_s.load(W), at, decay, W, True)
     ln_s.store(ln)
     ld_s.store(ld)
     en_s.store(en)
@@ -329,13 +241,13 @@ def unfit(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK
 @gluon.jit
 def put_outputs(
     k_s, v_s, p_y, s, top, lam, bonus, pn, pd, fn, fd, least, total,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """Write the outputs of block s from what enters it on both sides.
 
     Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
     """
-    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L, False)
+    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L, PACKED)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     some = pn
     for j in gl.static_range(BLOCK):
@@ -350,26 +262,65 @@ def put_outputs(
     return fn, fd, least, total, some
 
 
+@gluon.jit
+def put_tile(
+    k_s, v_s, p_y, top, lam, bonus, pns, pds, fn, fd,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    UNROLLED: gl.constexpr,
+):  # fmt: skip
+    """Write the outputs of all blocks from what enters each from earlier tokens, the last from later ones.
+
+    Return what `unfit` wants to know, and the first output of every lane. UNROLLED: how many blocks are
+    written out: from one step of the loop to the next rows are moved.
+    """
+    zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
+    least, total, some = zero + float("inf"), zero, zero
+    FIRST: gl.constexpr = BLOCKS % UNROLLED
+    for j in gl.static_range(FIRST):
+        fn, fd, least, total, some = put_outputs(
+            k_s, v_s, p_y, BLOCKS - 1 - j, top, lam, bonus, pns[BLOCKS - 1 - j], pds[BLOCKS - 1 - j], fn, fd,
+            least, total, C, BLOCK, L, PACKED,
+        )  # fmt: skip
+    for i in range(BLOCKS // UNROLLED):  # from the last block back
+        for j in gl.static_range(UNROLLED):
+            pn, pd = pns[BLOCKS - 1 - FIRST], pds[BLOCKS - 1 - FIRST]
+            pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
+            fn, fd, least, total, some = put_outputs(
+                k_s, v_s, p_y, BLOCKS - 1 - FIRST - j - UNROLLED * i, top, lam, bonus, pn, pd, fn, fd,
+                least, total, C, BLOCK, L, PACKED,
+            )  # fmt: skip
+    return least, total, some
+
+
+@gluon.jit
+def sum_and_any(some, bad, more_some, more_bad):
+    """Return the sum of one and the larger of another."""
+    return some + more_some, gl.maximum(bad, more_bad)
+
+
 @gluon.jit(do_not_specialize=["T", "pause", "processors"])
 def bi_wkv_fwd_shared_kernel(
     p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, FEW_COPIES: gl.constexpr,
+    ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and a mean of it; and of each program whether it is unfit.
 
-    pause, processors: see `wait_turn`.
+    pause, processors: see `wait_turn`. What the last constants choose: the variables of these names in
+    tiled.py.
     """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     i_c = gl.program_id(0) % (C // CHANNELS)
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
     wait_turn(pause, processors)
-    start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS)
+    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -377,18 +328,18 @@ def bi_wkv_fwd_shared_kernel(
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     top = sampled_reference(p_k + base + c[None, :], T, C)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, False)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, PACKED, FEW_COPIES)
     pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
-    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
     let_next_begin()
-    least, total, some = zero + float("inf"), zero, zero
     y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
-    for i in range(BLOCKS):  # from the last block back
-        pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-        pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
-        fn, fd, least, total, some = put_outputs(
-            k_s, v_s, y, BLOCKS - 1 - i, top, lam, bonus, pn, pd, fn, fd, least, total, C, BLOCK, L
-        )
-    gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, 0, BLOCK))
-    gl.store(p_mean + i_b * C + i_c * CHANNELS + c, gl.sum(some, 0) / CHUNKS)
+    least, total, some = put_tile(
+        k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, PACKED, UNROLLED
+    )
+    if ONE_SUM:
+        some, bad = gl.reduce((some, misfits(least, total, w, u, T, LIMIT, 0, BLOCK)), 0, sum_and_any)
+        gl.store(p_unfit + gl.program_id(0), gl.max(bad, 0))
+    else:
+        gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, 0, BLOCK))
+        some = gl.sum(some, 0)
+    gl.store(p_mean + i_b * C + i_c * CHANNELS + c, some / CHUNKS)

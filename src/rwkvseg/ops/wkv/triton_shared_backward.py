@@ -8,7 +8,6 @@ from rwkvseg.ops.wkv.triton_shared import (
     LOG2E,
     add_entering,
     chunk_decay,
-    copy_eight,
     futures,
     let_next_begin,
     misfits,
@@ -17,13 +16,12 @@ from rwkvseg.ops.wkv.triton_shared import (
     reciprocal,
     sampled_reference,
     send,
-    start_copies,
-    start_wide_copies,
     totals,
     unfit,
     wait_for_last,
     weigh,
 )
+from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
 from rwkvseg.ops.wkv.triton_shared_gradients import lean_gradients, put_gradients
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     own_layout,
@@ -106,6 +104,88 @@ def adjoint_step(
 
 
 @gluon.jit
+def adjoint_pass(
+    k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd,
+    BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr, KEPT: gl.constexpr,
+    UNROLLED: gl.constexpr,
+):  # fmt: skip
+    """Go through the blocks from the last one back, UNROLLED of them a step, with what enters on both sides.
+
+    Return four rows of what entered each from later tokens, n, d and the adjoint sums so far, if KEPT in
+    shared memory; then the adjoint sums that leave the lanes on both sides, and what `unfit` wants to know.
+    """
+    CHUNKS: gl.constexpr = k_s.shape[1]
+    CHANNELS: gl.constexpr = k_s.shape[2]
+    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
+    least, total = zero + float("inf"), zero
+    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
+    if KEPT:
+        fn_s, fd_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+        er_s, eq_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
+    else:
+        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
+    for i in range(BLOCKS // UNROLLED):
+        for j in gl.static_range(UNROLLED):
+            s = BLOCKS - 1 - j - UNROLLED * i
+            pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
+            if KEPT:
+                pns, pds = push_first(pns, zero, BLOCKS), push_first(pds, zero, BLOCKS)
+                fn_s.index(s).store(fn)
+                fd_s.index(s).store(fd)
+                er_s.index(s).store(er)
+                eq_s.index(s).store(eq)
+            else:
+                pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
+                ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
+            power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
+                k_s, v_s, g_s, s, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
+                lr, lq, er, eq, least, total, BLOCK, L, PACKED,
+            )  # fmt: skip
+    rows = (fn_s, fd_s, er_s, eq_s) if KEPT else (pns, pds, ers, eqs)
+    return rows, lr, lq, er, eq, least, total
+
+
+@gluon.jit
+def gradient_pass(
+    k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back, there,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr,
+    PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+):  # fmt: skip
+    """Go through the blocks with what enters the lanes: past and on from earlier tokens, back from later.
+
+    rows: of `adjoint_pass`. Write gk and gv, return the sums for gw and gu as `put_gradients` does.
+    """
+    fns, fds, ers, eqs = rows
+    back_r, back_q = back
+    if not KEPT:
+        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
+    zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
+    gw, gu = zero, zero
+    for i in range(BLOCKS // UNROLLED):
+        for j in gl.static_range(UNROLLED):
+            s = UNROLLED * i + j
+            if KEPT:
+                entered = gl.exp2(w * ((s - (BLOCKS - 1)) * BLOCK))
+                future = (fns.index(s).load(L), fds.index(s).load(L))
+                behind = (ers.index(s).load(L) + entered * back_r, eqs.index(s).load(L) + entered * back_q)
+            else:
+                future, behind = (fns[0], fds[0]), (ers[0], eqs[0])
+                fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
+                ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
+            if LEAN:
+                past, on, gw, gu = lean_gradients(
+                    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
+                    past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
+                )  # fmt: skip
+            else:
+                past, on, gw, gu = put_gradients(
+                    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
+                    past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
+                )  # fmt: skip
+    return gw, gu
+
+
+@gluon.jit
 def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
     """Return the sums of two and the larger of one."""
     return gw + more_gw, gu + more_gu, gl.maximum(bad, more_bad)
@@ -116,7 +196,7 @@ def tile_gradients(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_flag, i_b, i_c, T,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     HELD: gl.constexpr, LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
-    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr,
+    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of a tile: image i_b, the channels from i_c CHANNELS on.
 
@@ -129,19 +209,13 @@ def tile_gradients(
     LENGTH: gl.constexpr = BLOCK * BLOCKS
     ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
     MASKED: gl.constexpr = HELD < CHUNKS
+    STEP: gl.constexpr = UNROLLED if BLOCKS % UNROLLED == 0 and UNROLLED < BLOCKS else 1
     k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    if FEW_COPIES:
-        start_wide_copies(
-            k_s, v_s, g_s, p_k + base, p_v + base, p_g + base, C, LENGTH, WARPS, HELD
-        )  # fmt: skip
-    else:
-        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD)
-        for eight in gl.static_range(BLOCKS):
-            copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, HELD)
-        async_copy.commit_group()
+    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
+    start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
@@ -158,28 +232,9 @@ def tile_gradients(
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
-    least, total = zero + float("inf"), zero
-    lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
-    if KEPT:
-        fn_s, fd_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
-        er_s, eq_s = allocate_rows(BLOCKS, CHUNKS, CHANNELS), allocate_rows(BLOCKS, CHUNKS, CHANNELS)
-    else:
-        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
-    for i in range(BLOCKS):  # from the last block back
-        pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-        if KEPT:
-            pns, pds = push_first(pns, zero, BLOCKS), push_first(pds, zero, BLOCKS)
-            fn_s.index(BLOCKS - 1 - i).store(fn)
-            fd_s.index(BLOCKS - 1 - i).store(fd)
-            er_s.index(BLOCKS - 1 - i).store(er)
-            eq_s.index(BLOCKS - 1 - i).store(eq)
-        else:
-            pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
-            ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
-        power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
-            k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
-            lr, lq, er, eq, least, total, BLOCK, L, PACKED,
-        )  # fmt: skip
+    rows, lr, lq, er, eq, least, total = adjoint_pass(
+        k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, PACKED, KEPT, STEP
+    )
     if MASKED:
         least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
         lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
@@ -189,30 +244,12 @@ def tile_gradients(
     else:
         gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK))
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
-    if not KEPT:
-        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
-    past, on = (past_n, past_d), (r, rq)
-    gw, gu = zero, zero
     places = base + (chunk * (LENGTH * C) + c[None, :])
-    for s in range(BLOCKS):
-        if KEPT:
-            entered = gl.exp2(w * ((s - (BLOCKS - 1)) * BLOCK))
-            future = (fn_s.index(s).load(L), fd_s.index(s).load(L))
-            back = (er_s.index(s).load(L) + entered * back_r, eq_s.index(s).load(L) + entered * back_q)
-        else:
-            future, back = (pns[0], pds[0]), (ers[0], eqs[0])
-            pns, pds = push_last(pns, pns[0], BLOCKS), push_last(pds, pds[0], BLOCKS)
-            ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
-        if LEAN:
-            past, on, gw, gu = lean_gradients(
-                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
-            )  # fmt: skip
-        else:
-            past, on, gw, gu = put_gradients(
-                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-                past, on, future, back, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
-            )  # fmt: skip
+    gw, gu = gradient_pass(
+        k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
+        (past_n, past_d), (r, rq), rows, (back_r, back_q), there,
+        C, BLOCK, BLOCKS, MASKED, L, PACKED, LEAN, KEPT, STEP,
+    )  # fmt: skip
     if MASKED:
         gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
@@ -231,7 +268,7 @@ def bi_wkv_bwd_shared_kernel(
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
     KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, HALVES: gl.constexpr,
-    EARLY: gl.constexpr,
+    EARLY: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
 
@@ -259,24 +296,24 @@ def bi_wkv_bwd_shared_kernel(
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
         )  # fmt: skip
     elif HALVES == "halves":
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
             C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
         )  # fmt: skip
         wait_for_last()  # what waits for this launch may rely on the one before
     elif i_h < 0:
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
             C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
         )  # fmt: skip
     else:
         tile_gradients(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
             C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM,
+            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
         )  # fmt: skip

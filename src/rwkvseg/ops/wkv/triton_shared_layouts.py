@@ -2,7 +2,7 @@
 
 Legend: triton_shared.py. PACKED: a thread reads the tokens of a block of its lane at once, two to a register,
 by the instruction that loads matrices of 8 x 8 numbers of 16 bit, transposed; a row of those is eight
-channels of a token.
+channels of a token. A thread that has two channels side by side has them in a register, not transposed.
 """
 
 from triton.experimental import gluon
@@ -69,10 +69,25 @@ def own_layout(chunks, channels, warps, packed):
 
 
 @gluon.constexpr_function
-def block_layout(width, chunks, channels):
-    """Return how tokens (token, chunk, channel) of a block lie in threads: all of a lane in one."""
-    lanes, of_warps = packed_bases(chunks, channels)
+def has_pairs(layout):
+    """Return whether a thread of L has two channels side by side."""
+    return getattr(layout, "size_per_thread", [1, 1])[1] == 2
+
+
+@gluon.constexpr_function
+def block_layout(width, chunks, channels, layout):
+    """Return how tokens (token, chunk, channel) of a block lie in threads where lanes lie as L.
+
+    All tokens of a lane are in one thread.
+    """
     tokens = [[2**i, 0, 0] for i in range(width.bit_length() - 1)]
+    if has_pairs(layout):
+        bases = [[0, 2**i] for i in range(1, channels.bit_length() - 1)]
+        bases += [[2**i, 0] for i in range(chunks.bit_length() - 1)]
+        lanes, of_warps = bases[:5], bases[5:]
+        tokens = [[0, 0, 1], *tokens]
+    else:
+        lanes, of_warps = packed_bases(chunks, channels)
     return gl.DistributedLinearLayout(
         tokens,
         [[0, *base] for base in lanes],
@@ -135,7 +150,7 @@ def read_block(x_s, s, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexp
         WIDTH: gl.constexpr = width_of(BLOCK)
         order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
         rows_s = x_s.index(s * BLOCK)._reinterpret(x_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
-        tokens = split_tokens(rows_s.load(block_layout(WIDTH, CHUNKS, CHANNELS)), L)
+        tokens = split_tokens(rows_s.load(block_layout(WIDTH, CHUNKS, CHANNELS, L)), L)
     else:
         tokens = ()
         for j in gl.static_range(BLOCK):

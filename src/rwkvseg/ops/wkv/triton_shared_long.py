@@ -26,16 +26,21 @@ from rwkvseg.ops.wkv.triton_shared import (
     add_entering,
     chunk_decay,
     let_next_begin,
-    push_first,
-    put_outputs,
+    put_tile,
     sampled_reference,
     scan_chunks,
-    start_copies,
     totals,
     unfit,
     wait_turn,
 )
-from rwkvseg.ops.wkv.triton_shared_layouts import lanes_layout, plain_layout, states_layout, warp_layout
+from rwkvseg.ops.wkv.triton_shared_copies import start_keys
+from rwkvseg.ops.wkv.triton_shared_layouts import (
+    lanes_layout,
+    plain_layout,
+    rows_held,
+    states_layout,
+    warp_layout,
+)
 
 GROUP = gl.constexpr(16)
 
@@ -173,11 +178,12 @@ def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.cons
 @gluon.jit
 def reach_spans(
     ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay,
-    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr,
+    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr, TIGHT: gl.constexpr = False,
 ):  # fmt: skip
     """Do as `reach` for a span of several, with what reaches it from the others; and return a weighted mean.
 
     That is of the values in what all spans of the sequence send, the same for all of them, (CHANNELS,) as W.
+    TIGHT: whether nothing that follows from a thread's number may stay in registers between the tiles.
     """
     CHUNKS: gl.constexpr = ln.shape[0]
     CHANNELS: gl.constexpr = ln.shape[1]
@@ -188,15 +194,21 @@ def reach_spans(
     ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
     ln, ld, en, ed = ln_s.load(W), ld_s.load(W), en_s.load(W), ed_s.load(W)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
-    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))[:, None]
+    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))
+    if TIGHT:
+        c, chunk = anew(c), anew(chunk)
+    chunk = chunk[:, None]
     to_end = gl.exp2(decay * (CHUNKS - 1 - chunk).to(gl.float32))
     to_start = gl.exp2(decay * chunk.to(gl.float32))
     put_sent(
         p_sent + (i_q * num_spans + i_s) * (4 * CHANNELS) + c * 4,
         gl.sum(to_end * ln, 0), gl.sum(to_end * ld, 0), gl.sum(to_start * en, 0), gl.sum(to_start * ed, 0),
     )  # fmt: skip
-    ln, ld = scan_chunks(ln, decay, W, False), scan_chunks(ld, decay, W, False)  # while the others' arrive
-    en, ed = scan_chunks(en, decay, W, True), scan_chunks(ed, decay, W, True)
+    ln, ld = (
+        scan_chunks(ln, chunk, decay, W, False),
+        scan_chunks(ld, chunk, decay, W, False),
+    )  # while the others' arrive
+    en, ed = scan_chunks(en, chunk, decay, W, True), scan_chunks(ed, chunk, decay, W, True)
     zero = gl.full([GROUP, CHANNELS], 0.0, gl.float32, W)
     sums = collect(p_sent, i_q, i_s, num_spans, num_tiles, decay * CHUNKS, zero, GROUPS, W)
     ln_s.store(ln + to_start * gl.sum(sums[0], 0)[None, :])
@@ -212,13 +224,15 @@ def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
+    PACKED: gl.constexpr, FEW_COPIES: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     wait_turn(pause, processors)
@@ -230,14 +244,16 @@ def bi_wkv_fwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS)
+        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         top = sampled_reference(p_k + first + c[None, :], T, C)
         lam, far = gl.exp2(-w), gl.exp2(-BLOCK * w)
-        ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, False)
+        ln, ld, en, ed, pns, pds = totals(
+            k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
+        )
         pn, pd, fn, fd, mean = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, UNROLLED > 1
         )
         if FETCH:
             later = tile + gl.num_programs(0)
@@ -250,17 +266,12 @@ def bi_wkv_fwd_long_kernel(
         top = sampled_reference(p_k + first + c[None, :], T, C)
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
-        zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
         if tile + gl.num_programs(0) >= num_tiles:
             let_next_begin()
-        least, total = zero + float("inf"), zero
         y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
-        for i in range(BLOCKS):  # from the last block back
-            pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-            pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
-            fn, fd, least, total, _ = put_outputs(
-                k_s, v_s, y, BLOCKS - 1 - i, top, lam, bonus, pn, pd, fn, fd, least, total, C, BLOCK, L
-            )
+        least, total, _ = put_tile(
+            k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, PACKED, UNROLLED
+        )
         bad = unfit(least, total, w, u, T, LIMIT, 0, BLOCK)
         gl.store(p_flags + i_q, 1, mask=bad > 0)
         gl.thread_barrier()  # nobody copies the next tile where one still reads this

@@ -13,17 +13,14 @@ from rwkvseg.ops.wkv.triton_shared import (
     LOG2E,
     add_entering,
     chunk_decay,
-    copy_eight,
-    push_first,
+    misfits,
     sampled_reference,
-    start_copies,
     totals,
-    unfit,
     wait_turn,
 )
-from rwkvseg.ops.wkv.triton_shared_backward import SPARE, adjoint_step, push_last, same_rows
-from rwkvseg.ops.wkv.triton_shared_gradients import put_gradients
-from rwkvseg.ops.wkv.triton_shared_layouts import lanes_layout, plain_layout, warp_layout
+from rwkvseg.ops.wkv.triton_shared_backward import SPARE, adjoint_pass, gradient_pass, sum_and_any
+from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
+from rwkvseg.ops.wkv.triton_shared_layouts import own_layout, plain_layout, rows_held, warp_layout
 from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, fetch, reach_spans
 
 
@@ -33,16 +30,20 @@ def bi_wkv_bwd_long_kernel(
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
+    PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, FEW_COPIES: gl.constexpr,
+    ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
-    L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
+    L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    # whether registers are scarce: what follows from a thread's number, or can be read again, is not kept
+    TIGHT: gl.constexpr = (LEAN > 1 or (PACKED and BLOCKS > 4) or UNROLLED > 1) and not KEPT
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
-    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
     wait_turn(pause, processors)
     tile = gl.program_id(0)
     while tile < num_tiles:
@@ -52,10 +53,8 @@ def bi_wkv_bwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_copies(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS)
-        for eight in gl.static_range(BLOCKS):
-            copy_eight(g_s, p_g + base, C, eight, LENGTH, WARPS, CHUNKS)
-        async_copy.commit_group()
+        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
+        start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
@@ -63,9 +62,11 @@ def bi_wkv_bwd_long_kernel(
         top = sampled_reference(p_k + first + c[None, :], T, C)
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-        ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, False)
+        ln, ld, en, ed, pns, pds = totals(
+            k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
+        )
         past_n, past_d, fn, fd, _ = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
         )
         if FETCH:
             later = tile + gl.num_programs(0)
@@ -74,44 +75,64 @@ def bi_wkv_bwd_long_kernel(
             fetch(p_g, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
-        least, total = zero + float("inf"), zero
-        lr, lq, er, eq, power = zero, zero, zero, zero, zero + 1.0
-        ers, eqs = same_rows(zero, BLOCKS), same_rows(zero, BLOCKS)
-        for i in range(BLOCKS):  # from the last block back
-            pn, pd = pns[BLOCKS - 1], pds[BLOCKS - 1]
-            pns, pds = push_first(pns, fn, BLOCKS), push_first(pds, fd, BLOCKS)  # past goes, future comes
-            ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
-            power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
-                k_s, v_s, g_s, BLOCKS - 1 - i, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
-                lr, lq, er, eq, least, total, BLOCK, L, False,
-            )  # fmt: skip
-        if GROUPS == 0:  # before others wait for its registers; w, u again, so that nobody need keep them
+        rows, lr, lq, er, eq, least, total = adjoint_pass(
+            k_s,
+            v_s,
+            g_s,
+            top,
+            mean,
+            lam,
+            far,
+            bonus,
+            pns,
+            pds,
+            fn,
+            fd,
+            BLOCK,
+            BLOCKS,
+            L,
+            PACKED,
+            KEPT,
+            UNROLLED,
+        )
+        if GROUPS == 0 or TIGHT:  # before others wait for its registers; w, u again: nobody need keep them
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
             w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
             u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
-            gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK) > 0)
+            bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
+            if not ONE_SUM:
+                gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
         num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
-            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
+            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
         )
-        if GROUPS > 0:
-            gl.store(p_flags + i_q, 1, mask=unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK) > 0)
-        ers, eqs = add_entering(ers, eqs, back_r, back_q, far, BLOCKS, True)
-        past, on = (past_n, past_d), (r, rq)
-        gw, gu = zero, zero
+        if GROUPS > 0 and not TIGHT:
+            bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
+            if not ONE_SUM:
+                gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
+        if TIGHT:
+            c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
+            w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+            state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
+            mean = gl.load(state + c[None, :])
+            top = sampled_reference(p_k + first + c[None, :], T, C)
+            lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
-        for s in range(BLOCKS):
-            future, back = (pns[0], pds[0]), (ers[0], eqs[0])
-            pns, pds = push_last(pns, pns[0], BLOCKS), push_last(pds, pds[0], BLOCKS)
-            ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
-            past, on, gw, gu = put_gradients(
-                k_s, v_s, g_s, p_gk + places, p_gv + places, s, top, mean, lam, bonus,
-                past, on, future, back, gw, gu, True, C, BLOCK, False, L, False,
-            )  # fmt: skip
+        gw, gu = gradient_pass(
+            k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
+            (past_n, past_d), (r, rq), rows, (back_r, back_q), True,
+            C, BLOCK, BLOCKS, False, L, PACKED, LEAN, KEPT, UNROLLED,
+        )  # fmt: skip
         parts = p_parts + (i_b * num_spans + i_s).to(gl.int64) * 2 * C + i_c * CHANNELS + c
-        gl.store(parts, gl.sum(-lam * gw, 0))
-        gl.store(parts + C, gl.sum(bonus * gu, 0))
+        if ONE_SUM:
+            gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
+            gl.store(p_flags + i_q, 1, mask=gl.max(bad, 0) > 0)
+        else:
+            gw, gu = gl.sum(-lam * gw, 0), gl.sum(bonus * gu, 0)
+        gl.store(parts, gw)
+        gl.store(parts + C, gu)
         gl.thread_barrier()  # nobody copies the next tile where one still reads this
         tile += gl.num_programs(0)
