@@ -100,6 +100,7 @@ def test_a_tile_with_an_unfit_half_is_done_again(
     assert torch.tensor(backward_flags(flags)).nonzero().flatten().tolist() == [unfit]
 
 
+@pytest.mark.parametrize("flags", ["both"], indirect=True)
 def test_unfit_tiles_among_whole_ones_and_halves(flags: list[Tensor]) -> None:
     x = inputs((258, 64, 16), keys="1")
     x.k[1, 5, 3] = x.k[256, 50, 2] = x.k[257, 63, 12] = 60.0
@@ -119,6 +120,7 @@ OPTIONS += [{"FEW_COPIES": True}, {"ONE_SUM": True}]
 OPTIONS += [{"PACKED": True, "LEAN": 3, "KEPT": True, "FEW_COPIES": True, "ONE_SUM": True}]
 
 
+@pytest.mark.parametrize("flags", ["both"], indirect=True)  # the other way is another launch of the same
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_fewer_instructions(
     options: dict[str, Any], flags: list[Tensor], monkeypatch: pytest.MonkeyPatch
