@@ -91,7 +91,7 @@ class Mended:
         return launch
 
 
-@pytest.mark.parametrize("options", FORWARD, ids=str)
+@pytest.mark.parametrize("options", [FORWARD[0], FORWARD[3], *FORWARD[-2:]], ids=str)
 def test_forward(options: dict[str, Any], emulate: Setup) -> None:
     flags = emulate(ODD, options)
     check(inputs((2, 144, 32), keys="1", decay=-8.0), 1e-5)
@@ -120,7 +120,8 @@ def test_backward_of_an_even_number_of_blocks(
     assert [f.tolist() for f in flags] == [[0]] * 4
 
 
-@pytest.mark.parametrize("options", LONG, ids=str)
+# on a GPU each of them alone as well
+@pytest.mark.parametrize("options", [{"KEPT": True}, {"LEAN": 1}, LONG[-1]], ids=str)
 def test_programs_that_wait_for_each_other(options: dict[str, Any], emulate: Setup) -> None:
     flags = emulate(ODD, options)
     check(inputs((1, 288, 32), keys="1", decay=-8.0), 1e-5)
