@@ -11,43 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from compiled_code import choose, count, dumped
-from triton.backends.compiler import GPUTarget
+from compiled_code import choose, compiled, count, dumped, sizes
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
-TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
-
-
-def compiled(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, options: dict[str, Any]) -> Any:
-    sizes = options | {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps, "BLOCK": tile.block}
-    sizes |= {"BLOCKS": tile.blocks}
-    sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels, "GROUPS": groups, "FETCH": False}
-    sizes |= {"WIDE": triton_states.TYPES[torch.float32], "EARLY": True, "JOINS": 1, "TOGETHER": True}
-    signature, attributes = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name in sizes:
-            signature[name] = "constexpr"
-        elif not name.startswith("p_"):
-            signature[name] = "i32"
-        else:
-            kind = "i32" if name == "p_flags" else dtype if name in TOKENS else "fp32"
-            signature[name] = f"*{kind}"
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    constants = {(i,): sizes[name] for i, name in enumerate(kernel.arg_names) if name in sizes}
-    kind = GluonASTSource if "GROUPS" in kernel.arg_names else ASTSource
-    source = kind(kernel, signature, constexprs=constants, attrs=attributes)
-    registers = tile.registers if "GROUPS" in kernel.arg_names else 128
-    launch = {"num_warps": tile.warps, "maxnreg": registers, "launch_cooperative_grid": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
-
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
     options = tiled.options(name, tile, 4 if dtype == "fp32" else 2) if name else {}
-    done = compiled(kernel, tile, dtype, groups, options)
+    constants = options | sizes(tile) | {"GROUPS": groups, "FETCH": False, "EARLY": True}
+    constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1, "TOGETHER": True}
+    gluon = "GROUPS" in kernel.arg_names
+    launch = {"num_warps": tile.warps, "maxnreg": tile.registers if gluon else 128}
+    source = GluonASTSource if gluon else ASTSource
+    done = compiled(kernel, constants, dtype, source=source, launch_cooperative_grid=True, **launch)
     if len(sys.argv) > 1:
         for kind, text in (("sass", dumped(done.asm["cubin"], "-sass")), ("ptx", done.asm["ptx"])):
             (Path(sys.argv[1]) / f"{'_'.join(map(str, words))}.{kind}").write_text(text)

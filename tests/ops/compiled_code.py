@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from rwkvseg.ops.wkv import tiled
 
+TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("PACKED", "LEAN", "KEPT", "FEW_COPIES", "ONE_SUM", "UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED")
 
@@ -30,6 +33,31 @@ def choose(constants: dict[str, Any]) -> None:
     plain = {name: 1 if name.endswith("UNROLLED") else 0 if name == "LEAN" else False for name in OPTIONS}
     for name, value in (plain | constants).items():
         setattr(tiled, name, value)
+
+
+def compiled(
+    kernel: Any, constants: dict[str, Any], dtype: str, *, source: Any = GluonASTSource, **launch: Any
+) -> Any:
+    """Compile a kernel for compute capability 9.0; arguments p_... are pointers, others 32 bits wide."""
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif not name.startswith("p_"):
+            signature[name] = "i32"
+        else:
+            kind = "i32" if name in ("p_unfit", "p_flags") else dtype if name in TOKENS else "fp32"
+            signature[name] = f"*{kind}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+    made = source(kernel, signature, constexprs=values, attrs=attributes)
+    return triton.compile(made, target=GPUTarget("cuda", 90, 32), options=launch)
+
+
+def sizes(tile: tiled.Tiling) -> dict[str, Any]:
+    """Return what is the same for all of these kernels, beside a tiling."""
+    blocks = {"BLOCK": tile.block, "BLOCKS": tile.blocks, "CHUNKS": tile.chunks, "CHANNELS": tile.channels}
+    return blocks | {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps}
 
 
 def dumped(binary: bytes, *options: str) -> str:

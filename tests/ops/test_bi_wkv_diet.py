@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gluon_emulator import Kernel, emulated
-from shared_cases import LONG_MODULES, Watched, check, on_gpu, triton_bi_wkv
+from shared_cases import HOPPER, LONG_MODULES, ON_GPU, Watched, check, on_gpu, triton_bi_wkv
 from torch import Tensor
 from wkv_cases import errors, inputs, run
 
@@ -23,8 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
-ON_GPU = torch.cuda.is_available()
-HOPPER = ON_GPU and torch.cuda.get_device_capability() == tiled.SHARED_CAPABILITY
 ALL: dict[str, Any] = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
 FORWARD: list[dict[str, Any]] = [{name: True} for name in ALL] + [{"UNROLLED": 2}, {"UNROLLED": 8}]
 FORWARD += [ALL | {"UNROLLED": 2}, ALL | {"UNROLLED": 8}]
@@ -64,7 +62,7 @@ def emulate(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setu
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
         monkeypatch.setattr(tiled_long, "SHORTER", tile.span)
         monkeypatch.setattr(tiled_long, "READ", read)
-        monkeypatch.setattr(tiled_long, "takes_long", lambda *_: True)
+        monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
         monkeypatch.setattr(tiled_long, "long_tile", lambda *_, **__: tile)
         monkeypatch.setattr(tiled_long, "programs", lambda *_, **__: 3)
         monkeypatch.setattr(tiled_long, "long_kernel", lambda name: kernels[f"bi_wkv_{name}_long_kernel"])

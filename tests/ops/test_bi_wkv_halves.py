@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from gluon_emulator import Kernel, emulated
-from shared_cases import MODULES, Watched, check, on_gpu, triton_bi_wkv
+from shared_cases import HOPPER, MODULES, check, emulate_tiles, on_gpu, triton_bi_wkv
 from torch import Tensor
 from wkv_cases import errors, inputs, run
 
@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
-ON_GPU = torch.cuda.is_available()
-HOPPER = ON_GPU and torch.cuda.get_device_capability() == tiled.SHARED_CAPABILITY
 WAYS = ("both", "two")
 TILES = {  # a half has 32 chunks: all of 64 and 96 tokens, 24 of 144 and 28 of 784 are there
     64: tiled.Tiling(block=2, blocks=2, chunks=16, channels=16, warps=4),
@@ -40,16 +38,7 @@ def flags(
     request: pytest.FixtureRequest, kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch
 ) -> list[Tensor]:
     """Emulate two multiprocessors, which halve one or two tiles of the last round; gather the flags."""
-    if ON_GPU:
-        pytest.skip("emulated where Triton's kernels are interpreted")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    found: list[Tensor] = []
-    monkeypatch.setattr(
-        tiled, "shared_kernel", lambda name: Watched(kernels[f"bi_wkv_{name}_shared_kernel"], found)
-    )
-    monkeypatch.setattr(tiled, "takes_shared_memory", lambda *tensors: True)
-    monkeypatch.setattr(tiled, "SHARED_BYTES", 2**20)  # of the CPU's tiles in float32
-    monkeypatch.setattr(tiled, "tiling", lambda num_tokens, itemsize, *, backward: TILES[num_tokens])
+    found = emulate_tiles(monkeypatch, kernels, TILES)
     monkeypatch.setattr(tiled, "num_processors", lambda device: 2)
     monkeypatch.setattr(tiled, "HALVED", 1.0)
     monkeypatch.setattr(tiled, "HALVES", request.param)

@@ -1,22 +1,18 @@
 """The form of bi_wkv whose programs wait for each other: its source on the CPU, the kernels on a GPU."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gluon_emulator import Kernel, emulated
-from shared_cases import LONG_MODULES
+from offline_compiler import few_or_all, lines_of
+from shared_cases import HOPPER, LONG_MODULES, ON_GPU, check, on_gpu, triton_bi_wkv
 from torch import Tensor
-from wkv_cases import Inputs, Operator, Results, errors, inputs, run
+from wkv_cases import Inputs, Results, errors, inputs, run
 
-from rwkvseg.ops import bi_wkv, naive_bi_wkv
+from rwkvseg.ops import bi_wkv
 from rwkvseg.ops.wkv import tiled, tiled_long
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -25,11 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
-ON_GPU = torch.cuda.is_available()
-HOPPER = ON_GPU and torch.cuda.get_device_capability() == tiled.SHARED_CAPABILITY
 TILE = tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4)
 LARGER = tiled.Tiling(block=3, blocks=2, chunks=16, channels=16, warps=4)
-triton_bi_wkv: Operator = partial(bi_wkv, backend="triton")
 
 
 class Watched:
@@ -67,7 +60,7 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
         monkeypatch.setattr(tiled_long, "SHORTER", tile.span)
         monkeypatch.setattr(tiled_long, "READ", read)
-        monkeypatch.setattr(tiled_long, "takes_long", lambda *_: True)
+        monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
         monkeypatch.setattr(tiled_long, "long_tile", lambda *_, **__: tile)
         monkeypatch.setattr(tiled_long, "programs", lambda *_, **__: programs)
         monkeypatch.setattr(
@@ -76,11 +69,6 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
         return seen
 
     return setup
-
-
-def check(x: Inputs, limit: float) -> None:
-    found = errors(run(triton_bi_wkv, x), run(naive_bi_wkv, x.to(torch.float64)), x)
-    assert max(found.values()) < limit, found
 
 
 def unfit(seen: list[tuple[int, Tensor]], sequences: int) -> list[list[int]]:
@@ -215,8 +203,8 @@ def test_which_inputs_take_it(
     shape: tuple[int, int, int], span: int, dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "LONG_SPAN", span)
-    monkeypatch.setattr(tiled_long, "processors", lambda _: 132)
-    monkeypatch.setattr(tiled_long, "takes_long", lambda _, itemsize: itemsize <= 4)
+    monkeypatch.setattr(tiled, "num_processors", lambda _: 132)
+    monkeypatch.setattr(tiled, "runs_shared_memory", lambda _, itemsize: itemsize <= 4)
     k = torch.empty(shape, dtype=dtype, device="meta")
     for backward in (False, True):
         assert (tiled_long.long_tiling(k, backward=backward) is not None) == taken
@@ -231,25 +219,14 @@ def test_programs_surely_fit() -> None:
 
 def test_it_is_off() -> None:
     assert not tiled.LONG_IN_ONE
-    assert not tiled_long.takes_long(torch.device("cpu"), 2)
+    assert not tiled.runs_shared_memory(torch.device("cpu"), 2)
 
 
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_hopper_gpu() -> None:
-    found = find_spec("triton")
-    assert found is not None
-    assert found.origin is not None
-    if not (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").exists():
-        pytest.skip("this triton has no ptxas")
-    script = Path(__file__).parent / "compile_long.py"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if "RWKVSEG_READ_ALL" not in os.environ:
-        environment["RWKVSEG_COMPILE_FEW"] = "1"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
+    rows = [line.split() for line in lines_of("compile_long.py", **few_or_all())]
     assert len(rows) >= 3
-    assert not any(int(row[-1]) for row in rows), done.stdout
+    assert not any(int(row[-1]) for row in rows), rows
     for name, span, _, dtype, _, registers, _, memory, *_ in rows:  # what a launch counts on
         itemsize, backward = 4 if dtype == "fp32" else 2, name == "bwd"
         tile = tiled_long.long_tile(int(span), itemsize, backward=backward)
@@ -269,10 +246,6 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kernel = tiled_long.long_kernel
     monkeypatch.setattr(tiled_long, "long_kernel", lambda name: names.append(name) or kernel(name))
     return names
-
-
-def on_gpu(x: Inputs, dtype: torch.dtype = torch.bfloat16) -> Inputs:
-    return Inputs(*(part.to("cuda") for part in x)).to(dtype, both=False)
 
 
 SWITCHES = [("LONG_FETCH", True), ("LONG_MEND_TOGETHER", False), ("LONG_EARLY", True)]

@@ -1,17 +1,13 @@
 """The form of bi_wkv that works from shared memory: its kernels' source on the CPU, the kernels on a GPU."""
 
-import os
-import subprocess
-import sys
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gluon_emulator import Kernel, emulated
-from shared_cases import MODULES, Watched, check, on_gpu, triton_bi_wkv
+from offline_compiler import few_or_all, lines_of
+from shared_cases import HOPPER, MODULES, check, emulate_tiles, on_gpu, triton_bi_wkv
 from torch import Tensor
 from wkv_cases import Inputs, Results, errors, inputs, run
 
@@ -24,8 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
-ON_GPU = torch.cuda.is_available()
-HOPPER = ON_GPU and torch.cuda.get_device_capability() == tiled.SHARED_CAPABILITY
 TILES = {
     32: tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4),
     96: tiled.Tiling(block=3, blocks=2, chunks=16, channels=16, warps=4),
@@ -42,17 +36,7 @@ def kernels() -> dict[str, Kernel]:
 @pytest.fixture
 def flags(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Send whole tiles of any dtype to the emulated kernels; gather which programs they find unfit."""
-    if ON_GPU:
-        pytest.skip("emulated where Triton's kernels are interpreted")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    found: list[Tensor] = []
-    monkeypatch.setattr(
-        tiled, "shared_kernel", lambda name: Watched(kernels[f"bi_wkv_{name}_shared_kernel"], found)
-    )
-    monkeypatch.setattr(tiled, "takes_shared_memory", lambda *tensors: True)
-    monkeypatch.setattr(tiled, "SHARED_BYTES", 2**20)  # of the CPU's tiles in float32
-    monkeypatch.setattr(tiled, "tiling", lambda num_tokens, itemsize, *, backward: TILES[num_tokens])
-    return found
+    return emulate_tiles(monkeypatch, kernels, TILES)
 
 
 SMALL = [((2, 32, 16), "1", 3.0), ((1, 96, 32), "1", -8.0), ((1, 96, 16), "constant", 0.0)]
@@ -186,20 +170,10 @@ def test_a_cpu_takes_the_general_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_hopper_gpu() -> None:
-    found = find_spec("triton")
-    assert found is not None
-    assert found.origin is not None
-    if not (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").exists():
-        pytest.skip("this triton has no ptxas")
-    script = Path(__file__).parent / "compile_shared.py"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if "RWKVSEG_READ_ALL" not in os.environ:
-        environment["RWKVSEG_COMPILE_FEW"] = "1"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spills = [int(line.split()[-1]) for line in done.stdout.splitlines()]
+    lines = lines_of("compile_shared.py", **few_or_all())
+    spills = [int(line.split()[-1]) for line in lines]
     assert len(spills) >= 3
-    assert not any(spills), done.stdout
+    assert not any(spills), lines
 
 
 @pytest.fixture

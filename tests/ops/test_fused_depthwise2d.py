@@ -1,12 +1,7 @@
 """depthwise_conv2d: torch's convolution in float64 as the truth, kernels at odd sizes, every gradient."""
 
 import importlib
-import os
-import subprocess
-import sys
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +18,7 @@ from fused_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offline_compiler import lines_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -147,16 +143,7 @@ def test_few_programs_take_smaller_patches(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_hopper_gpu() -> None:
-    found = find_spec("triton")
-    if found is None or found.origin is None:
-        pytest.skip("the package triton is not installed")
-    if not (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").exists():
-        pytest.skip("this triton has no ptxas")
-    command = [sys.executable, Path(__file__).parent / "compile_depthwise2d.py", "3", "--channels", "48"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
+    for line in lines_of("compile_depthwise2d.py", "3", "--channels", "48"):
         registers, moved, instructions = map(float, line.split()[4:])
         assert registers <= 168, line
         assert moved <= 10, line

@@ -42,9 +42,7 @@ LONG_UNROLLED = 1  # the same where LONG_IN_ONE
 BACK_UNROLLED = 1  # the same of both last passes backward: 1, 2 or 4, where that divides the blocks
 MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
 MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
-MEND_EACH = (
-    0  # of how many images a program of that launch looks at the flags; 0: of 4, of 1 if there are few
-)
+MEND_EACH = 0  # of how many images a program of that launch looks at flags; 0: of 4, of 1 if there are few
 
 
 class Tiling(NamedTuple):
@@ -81,16 +79,22 @@ def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     return Tiling(block, blocks, chunks, 16, warps, 80 if itemsize < 8 else None)
 
 
+def runs_shared_memory(device: torch.device, itemsize: int) -> bool:
+    """Return whether kernels that work from shared memory run on a device, for elements of so many bytes."""
+    if not SHARED_MEMORY or device.type != "cuda" or itemsize > 4:
+        return False
+    return torch.cuda.get_device_capability(device) == SHARED_CAPABILITY and gluon_was_tried()
+
+
 def takes_shared_memory(*tensors: Tensor) -> bool:
     """Return whether kernels that work from shared memory may run on these, of one dtype and device."""
-    if not SHARED_MEMORY or tensors[0].device.type != "cuda" or tensors[0].itemsize > 4:
-        return False
-    # copies go by 16 bytes
-    return (
-        torch.cuda.get_device_capability(tensors[0].device) == SHARED_CAPABILITY
-        and gluon_was_tried()
-        and all(x.data_ptr() % 16 == 0 for x in tensors)
-    )
+    found = runs_shared_memory(tensors[0].device, tensors[0].itemsize)
+    return found and all(x.data_ptr() % 16 == 0 for x in tensors)  # copies go by 16 bytes
+
+
+def held(tile: Tiling, itemsize: int, *, backward: bool) -> int:
+    """Return the bytes of a program's tile in shared memory."""
+    return (3 if backward else 2) * tile.span * tile.channels * itemsize
 
 
 def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
@@ -107,8 +111,8 @@ def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     itemsize = tensors[0].itemsize
     tile = shared_tile(num_tokens, itemsize, backward=backward)
     whole = num_tokens == tile.span and channels % tile.channels == 0 and tile.chunks == 16
-    held = (3 if backward else 2) * tile.span * tile.channels * itemsize
-    return tile if whole and held <= SHARED_BYTES and takes_shared_memory(*tensors) else None
+    fits = held(tile, itemsize, backward=backward) <= SHARED_BYTES
+    return tile if whole and fits and takes_shared_memory(*tensors) else None
 
 
 def chosen(choice: bool | str, name: str) -> bool:
@@ -135,8 +139,8 @@ def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
 def kept_fits(tile: Tiling, itemsize: int) -> bool:
     """Return whether two programs fit on a multiprocessor if each keeps four numbers per lane and block."""
     lanes = tile.chunks * tile.channels
-    held = 3 * (tile.span + tile.chunks) * tile.channels * itemsize  # a token more of each lane
-    return held + 4 * (tile.blocks + 1) * lanes * 4 <= 112 * 1024  # and what lies there between the passes
+    tokens = held(tile, itemsize, backward=True) + 3 * lanes * itemsize  # a token more of each lane
+    return tokens + 4 * (tile.blocks + 1) * lanes * 4 <= 112 * 1024  # and what lies there between the passes
 
 
 class _Plan:
@@ -145,18 +149,14 @@ class _Plan:
     def __init__(self, k: Tensor, *, backward: bool) -> None:
         self.batch, self.num_tokens, self.channels = k.shape
         self.wide = torch.float64 if k.dtype == torch.float64 else torch.float32
-        self.long = self.in_one(k, backward=backward)
+        self.long = None  # the tiling where one launch does for all spans
+        if LONG_IN_ONE:
+            from rwkvseg.ops.wkv.tiled_long import long_tiling
+
+            self.long = long_tiling(k, backward=backward)
         self.tile = self.long or tiling(self.num_tokens, k.itemsize, backward=backward)
         self.num_spans = -(-self.num_tokens // self.tile.span)
         self.device = k.device
-
-    def in_one(self, k: Tensor, *, backward: bool) -> Tiling | None:
-        """Return the tiling if one launch does for all spans."""
-        if not LONG_IN_ONE:
-            return None
-        from rwkvseg.ops.wkv.tiled_long import long_tiling
-
-        return long_tiling(k, backward=backward)
 
     def new(self, *shape: int) -> Tensor:
         """Return unwritten memory for numbers that are summed."""
@@ -206,19 +206,18 @@ class _Plan:
         sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         resources: dict[str, Any] = {"num_warps": tile.warps, "maxnreg": tile.registers}
         constants = sizes | resources | {"LIMIT": LIMIT[self.wide], "WARPS": tile.warps}
+        constants |= options(name, tile, tensors[2].itemsize)
         on_gpu = self.device.type == "cuda"
         each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
         mending = sizes | resources | {"WIDE": triton_states.TYPES[self.wide]}
         kernel = shared_kernel(name)
         if name == "fwd":
             turns = self.turns(num_tiles, tensors[2].itemsize)
-            constants |= options(name, tile, tensors[2].itemsize)
             kernel[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
             mend = triton_mend.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
             mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
             mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
             return
-        constants |= options(name, tile, tensors[2].itemsize)
         counts = (self.num_tokens, whole, num_flags)
         early = MEND_EARLY and on_gpu
         if whole == num_tiles or HALVES == "both":
@@ -227,9 +226,8 @@ class _Plan:
         else:
             if whole:
                 kernel[(whole,)](*tensors, unfit, *counts, HALVES="whole", EARLY=on_gpu, **constants)
-            also = launched_early(on_gpu and whole > 0)
-            grid = (num_flags - whole,)
-            kernel[grid](*tensors, unfit, *counts, HALVES="halves", EARLY=early, **constants, **also)
+            constants |= {"HALVES": "halves", "EARLY": early} | launched_early(on_gpu and whole > 0)
+            kernel[(num_flags - whole,)](*tensors, unfit, *counts, **constants)
         each, mending["num_warps"] = MEND_EACH or each, MEND_WARPS or tile.warps
         mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
         mending |= {"EACH": each, "HALVED": whole < num_tiles, "EARLY": early} | launched_early(early)
@@ -242,11 +240,12 @@ class _Plan:
         Those of the last round, if each would have a multiprocessor for itself: it would take them longer
         than two programs of half the work, and the rest would be idle.
         """
+        if not HALVES:
+            return 0
         processors = num_processors(self.device)
         rest = num_tiles % (2 * processors)  # as many programs run at a time
-        short = (tile.blocks + 1) // 2
-        fits = tile.chunks == 16 and tile.blocks > 1 and tile.blocks * tile.chunks % short == 0
-        return rest if HALVES and fits and rest <= HALVED * processors else 0
+        whole = tile.blocks * tile.chunks % ((tile.blocks + 1) // 2) == 0
+        return rest if whole and tile.chunks == 16 and tile.blocks > 1 and rest <= HALVED * processors else 0
 
     def turns(self, num_tiles: int, itemsize: int) -> tuple[int, int]:
         """Return (pause, processors) of the kernel; in float32, or if few tiles follow, nobody waits."""
@@ -294,7 +293,7 @@ class _Plan:
 
 
 def num_processors(device: torch.device) -> int:
-    """Return how many multiprocessors a device has."""
+    """Return how many multiprocessors a device has; a CPU, where tests run one program after another, one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

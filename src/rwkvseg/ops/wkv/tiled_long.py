@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkvseg.ops.backends import gluon_was_tried
 from rwkvseg.ops.wkv import tiled
 from rwkvseg.ops.wkv.tiled import Tiling
 
@@ -28,23 +27,11 @@ def long_tile(span: int, itemsize: int, *, backward: bool) -> Tiling:
     return Tiling(block=8, blocks=span // 128, chunks=16, channels=16, warps=warps, registers=registers)
 
 
-def held(tile: Tiling, itemsize: int, *, backward: bool) -> int:
-    """Return the bytes of a program's tile in shared memory."""
-    return (3 if backward else 2) * tile.span * tile.channels * itemsize
-
-
 def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
     """Return how many programs surely fit on a multiprocessor: as many as are launched, for each."""
     assert tile.registers is not None
     by_registers = REGISTERS // (tile.registers * 32 * tile.warps)
-    return min(by_registers, MEMORY // (held(tile, itemsize, backward=backward) + SCRATCH))
-
-
-def processors(device: torch.device) -> int:
-    """Return how many multiprocessors there are; on a CPU, where tests run one program after another, one."""
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return min(by_registers, MEMORY // (tiled.held(tile, itemsize, backward=backward) + SCRATCH))
 
 
 def programs(tile: Tiling, itemsize: int, num_spans: int, device: torch.device, *, backward: bool) -> int:
@@ -52,26 +39,15 @@ def programs(tile: Tiling, itemsize: int, num_spans: int, device: torch.device, 
 
     Whole sequences at a time where that leaves few places empty: then nobody waits for the next round.
     """
-    number = at_a_time(tile, itemsize, backward=backward) * processors(device)
+    number = at_a_time(tile, itemsize, backward=backward) * tiled.num_processors(device)
     left = number % num_spans
     return number - left if left <= number // 10 else number
-
-
-def takes_long(device: torch.device, itemsize: int) -> bool:
-    """Return whether the kernels run on a device at all."""
-    return (
-        tiled.SHARED_MEMORY
-        and itemsize <= 4
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device) == tiled.SHARED_CAPABILITY
-        and gluon_was_tried()
-    )
 
 
 def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
     _, num_tokens, channels = k.shape
-    if num_tokens <= SHORTER or channels % 16 != 0 or not takes_long(k.device, k.itemsize):
+    if num_tokens <= SHORTER or channels % 16 != 0 or not tiled.runs_shared_memory(k.device, k.itemsize):
         return None
     tiles = [long_tile(tiled.LONG_SPAN, k.itemsize, backward=b) for b in (False, True)]
     num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
@@ -79,7 +55,7 @@ def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     if left > 0 or num_tokens * channels >= 2**31 or num_spans > GROUP**2:
         return None
     for tile, b in zip(tiles, (False, True), strict=True):
-        if held(tile, k.itemsize, backward=b) > tiled.SHARED_BYTES:
+        if tiled.held(tile, k.itemsize, backward=b) > tiled.SHARED_BYTES:
             return None
         if num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b):
             return None
@@ -149,7 +125,7 @@ class _Launch:
             self.num_spans,
             num_tiles,
             pause,
-            processors(self.device),
+            tiled.num_processors(self.device),
             **self.sizes,
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
@@ -169,7 +145,7 @@ class _Launch:
         share = tiled.LONG_MEND_TOGETHER
         options: dict[str, Any] = {"launch_pdl": True} if early else {}
         options |= self.together if share else {}
-        number = processors(self.device) if share else self.channels // self.tile.channels
+        number = tiled.num_processors(self.device) if share else self.channels // self.tile.channels
         mend_kernel(self.name)[(number,)](
             *tensors,
             self.num_tokens,

@@ -65,12 +65,12 @@ def join_unfit(
 
 
 @triton.jit
-def totals_of_unfit(
-    p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
+def states_of_unfit(
+    p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    JOINS: tl.constexpr, TOGETHER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write what the spans of unfit sequences send."""
+    """Write what enters the spans of unfit sequences: the first two steps."""
     tile = tl.program_id(0)
     while tile < num_sequences * num_spans:
         if tile_is_unfit(p_flags, tile, num_spans, C // CHANNELS):
@@ -78,6 +78,12 @@ def totals_of_unfit(
                 p_w, p_k, p_v, p_totals, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, WIDE, tile
             )
         tile += tl.num_programs(0)
+    wait_for_all(p_flags + num_sequences, 1, TOGETHER)
+    join_unfit(
+        p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
+        C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
+    )  # fmt: skip
+    wait_for_all(p_flags + num_sequences, 2, TOGETHER)
 
 
 @triton.jit
@@ -134,17 +140,10 @@ def bi_wkv_fwd_mend_long_kernel(
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
-        steps = p_flags + num_sequences
-        totals_of_unfit(
-            p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,
+        states_of_unfit(
+            p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, TOGETHER, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 1, TOGETHER)
-        join_unfit(
-            p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
-            C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
-        )  # fmt: skip
-        wait_for_all(steps, 2, TOGETHER)
         tile = tl.program_id(0)
         while tile < num_sequences * num_spans:
             if tile_is_unfit(p_flags, tile, num_spans, C // CHANNELS):
@@ -167,17 +166,11 @@ def bi_wkv_bwd_mend_long_kernel(
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
+        states_of_unfit(
+            p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, TOGETHER, WIDE,
+        )  # fmt: skip
         steps = p_flags + num_sequences
-        totals_of_unfit(
-            p_w, p_k, p_v, p_totals, p_flags, T, num_sequences, num_spans,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, WIDE,
-        )  # fmt: skip
-        wait_for_all(steps, 1, TOGETHER)
-        join_unfit(
-            p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
-            C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
-        )  # fmt: skip
-        wait_for_all(steps, 2, TOGETHER)
         gradients_of_unfit(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_totals, p_keys, p_outs, p_flags, T,
             num_sequences, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, WIDE,
