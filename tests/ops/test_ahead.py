@@ -58,8 +58,12 @@ class Heads(nn.Module):
 class Refuses(nn.Module):
     """One that cannot run."""
 
+    def __init__(self, error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
+        self.error = error
+
     def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("no")
+        raise self.error("no")
 
 
 def test_gradients_and_random_numbers_are_as_before() -> None:
@@ -69,5 +73,6 @@ def test_gradients_and_random_numbers_are_as_before() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_network_that_fails_is_left_to_its_step() -> None:
-    compile_kernels_of_step(Refuses(), (torch.ones(1),))
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, KeyError])  # as inside another Triton
+def test_what_fails_is_left_to_the_step(error: type[Exception]) -> None:
+    compile_kernels_of_step(Refuses(error), (torch.ones(1),))

@@ -13,7 +13,6 @@ from rwkvseg.ops.backends import check_floating, choose_backend, gluon_was_tried
 from rwkvseg.ops.fused.operators import triton_depthwise_conv
 
 _LARGE = 5 if gluon_was_tried() else 7  # smaller ones are as fast by cuDNN
-_STRIDES = (1, 2)  # that "auto" runs by these kernels
 
 
 def naive_depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -58,7 +57,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, backend: str
     _check(x, weight, axes=2)
     if stride not in (1, 2):
         raise UsageError(f"stride is {stride}; give 1 or 2")
-    if backend == "auto" and (max(weight.shape[2:]) < _LARGE or stride not in _STRIDES):
+    if backend == "auto" and max(weight.shape[2:]) < _LARGE:
         backend = "torch"
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
