@@ -2,7 +2,7 @@
 
 Runs of one network are pooled over their test cases; a case that several seeds test counts once a seed, and
 the bootstrap draws all its appearances together. Two networks are compared by the paired test over the same
-(seed, case).
+(seeds, case). Where a data set has no test part, it is the part that validates.
 
     python benchmarks/table_of_runs.py --runs tiny=runs/tiny0,runs/tiny1 unet=runs/unet0,runs/unet1
 """
@@ -13,30 +13,38 @@ import json
 import statistics
 from pathlib import Path
 
+import yaml
+
 from rwkvseg.evaluation.statistics import bootstrap_interval, paired_permutation_test
 
-Scores = dict[tuple[int, str], float]
+Scores = dict[tuple[int, int, str], float]
 
 
 def read_scores(runs: list[Path], column: str) -> Scores:
-    """(seed of the split, case) -> mean over its classes."""
+    """(seed of the split, of the training, case) -> mean over its classes."""
     scores = {}
     for run in runs:
-        seed = json.loads((run / "split.json").read_text())["seed"]
-        with (run / "evaluation" / "test" / "scores.csv").open(newline="") as file:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        seeds = recipe["split"]["seed"], recipe["training"]["seed"]
+        part = run / "evaluation" / ("test" if (run / "evaluation" / "test").is_dir() else "val")
+        with (part / "scores.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         name = next(key for key in rows[0] if key.startswith(column))
         for case in dict.fromkeys(row["case"] for row in rows):
             values = [float(row[name]) for row in rows if row["case"] == case and row[name]]
-            scores[seed, case] = statistics.fmean(values) if values else float("nan")
+            scores[*seeds, case] = statistics.fmean(values) if values else float("nan")
     return scores
 
 
 def print_row(name: str, runs: list[Path]) -> None:
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     dsc, hd95 = read_scores(runs, "dsc"), read_scores(runs, "hd95")
-    means = [100 * summary["results"]["test"]["mean"]["dsc"]["mean"] for summary in summaries]
-    cases = [case for _, case in dsc]
+    parts = ["test" if "test" in summary["results"] else "val" for summary in summaries]
+    means = [
+        100 * summary["results"][part]["mean"]["dsc"]["mean"]
+        for summary, part in zip(summaries, parts, strict=True)
+    ]
+    cases = [case for *_, case in dsc]
     pooled = bootstrap_interval(list(dsc.values()), groups=cases)
     distance = bootstrap_interval(list(hd95.values()), groups=cases)
     spread = f"{statistics.stdev(means):.2f}" if len(means) > 1 else "-"
@@ -79,13 +87,13 @@ def main() -> None:
     test = paired_permutation_test(
         [100 * a[key] for key in shared],
         [100 * b[key] for key in shared],
-        groups=[case for _, case in shared],
+        groups=[case for *_, case in shared],
     )
     print(
         f"\n{name_a} - {name_b}: {test.difference:+.2f} DSC points, "
         f"95 % interval {test.low:+.2f} to {test.high:+.2f}, "
         f"paired permutation test p = {test.p_value:.2g}, {test.cases} (seed, case) pairs of "
-        f"{len({case for _, case in shared})} cases"
+        f"{len({case for *_, case in shared})} cases"
     )
 
 

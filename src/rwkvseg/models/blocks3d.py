@@ -27,8 +27,6 @@ class InstanceNorm3d(nn.Module):
     x: (B, C, D, H, W) -> same.
     """
 
-    backend = "torch"  # the kernel of one pass was compiled, but has not run on a GPU yet
-
     def __init__(self, channels: int, *, gelu: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -37,7 +35,7 @@ class InstanceNorm3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each volume over its voxels."""
-        return instance_norm(x, self.weight, self.bias, gelu=self.gelu, backend=self.backend)
+        return instance_norm(x, self.weight, self.bias, gelu=self.gelu)
 
 
 class DepthwiseConv3d(nn.Conv3d):
