@@ -20,8 +20,8 @@ from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
     options = tiled.options(name, tile, 4 if dtype == "fp32" else 2) if name else {}
-    constants = options | sizes(tile) | {"GROUPS": groups, "FETCH": False, "EARLY": True}
-    constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1, "TOGETHER": True}
+    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True}
+    constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     gluon = "GROUPS" in kernel.arg_names
     launch = {"num_warps": tile.warps, "maxnreg": tile.registers if gluon else 128}
     source = GluonASTSource if gluon else ASTSource
@@ -34,35 +34,25 @@ def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any
     print(*words, found.registers, found.instructions, done.metadata.shared, *rest, flush=True)
 
 
-SPANS = ((1024, 1), (1024, 0), (512, 1), (512, 0))  # tokens, groups
-ALL = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
-EACH: list[tuple[str, dict[str, Any]]] = [("fwd", {"PACKED": True}), ("fwd", {"FEW_COPIES": True})]
-EACH += [("bwd", {name: True}) for name in (*ALL, "KEPT")]
-EACH += [("bwd", {"LEAN": 3}), ("bwd", {"BACK_UNROLLED": 2})]
-DIET: list[tuple[str, dict[str, Any]]] = [("fwd", ALL | {"LONG_UNROLLED": n}) for n in (1, 2, 8)]
-DIET += [("bwd", ALL | {"LEAN": n}) for n in (0, 1, 3)] + [("bwd", ALL | {"LEAN": 3, "KEPT": True})]
-DIET += [("bwd", ALL | {"LEAN": n, "KEPT": n == 3, "BACK_UNROLLED": 2}) for n in (0, 3)]
+GROUPS = (1, 0)
+EACH: list[tuple[str, dict[str, Any]]] = [("fwd", {"LONG_UNROLLED": n}) for n in (1, 2, 8)]
+EACH += [("bwd", {"LEAN": n, "BACK_UNROLLED": m}) for n in (0, 1) for m in (1, 2)]
 
 
 def main() -> None:
-    cases: list[Any] = [(name, *span, "bf16", {}) for name in ("fwd", "bwd") for span in SPANS]
-    cases += [("fwd", 512, 1, "fp32", {}), ("bwd", 512, 1, "fp32", {})]
-    cases += [(name, *span, "bf16", constants) for span in SPANS[::2] for name, constants in EACH]
-    cases += [(name, *span, "bf16", constants) for span in SPANS for name, constants in DIET]
-    most = ALL | {"LEAN": 3, "KEPT": True, "BACK_UNROLLED": 2, "LONG_UNROLLED": 8}
-    cases += [(name, *span, "fp16", most) for name in ("fwd", "bwd") for span in SPANS]
-    cases += [(name, 512, groups, "fp32", most) for name in ("fwd", "bwd") for groups in (0, 1)]
+    cases: list[Any] = [(name, groups, "bf16", some) for name, some in EACH for groups in GROUPS]
+    cases += [(name, groups, "fp16", some) for name, some in (EACH[2], EACH[-1]) for groups in GROUPS]
     if "RWKVSEG_COMPILE_FEW" in os.environ:
-        cases = [cases[0], cases[4], ("bwd", 512, 0, "bf16", most)]
-    for name, span, groups, dtype, constants in cases:
+        cases = [cases[0], cases[6], cases[-1]]
+    for name, groups, dtype, constants in cases:
         choose(constants)
-        tile = tiled_long.long_tile(span, 4 if dtype == "fp32" else 2, backward=name == "bwd")
+        tile = tiled_long.long_tile(backward=name == "bwd")
         chosen = "+".join(f"{key}={value}" for key, value in constants.items()) or "-"
         kernel = tiled_long.long_kernel(name)
-        report(kernel, tile, dtype, groups, name, span, groups, dtype, chosen, name=f"long{name}")
+        report(kernel, tile, dtype, groups, name, groups, dtype, chosen, name=f"long{name}")
     if len(sys.argv) > 1:
         for name in ("fwd", "bwd"):
-            tile = tiled_long.long_tile(1024, 2, backward=name == "bwd")
+            tile = tiled_long.long_tile(backward=name == "bwd")
             report(tiled_long.mend_kernel(name), tile, "bf16", 1, "mend", name)
 
 

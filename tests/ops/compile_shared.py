@@ -10,8 +10,6 @@ from compiled_code import choose, compiled, count, sizes
 
 from rwkvseg.ops.wkv import tiled
 
-ALL = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
-DIET = ALL | {"LEAN": 3}
 CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("fwd", 784, "bf16", {}),
     ("fwd", 1024, "bf16", {}),
@@ -19,34 +17,22 @@ CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("bwd", 1024, "bf16", {}),
     ("fwd", 784, "fp32", {}),
     ("bwd", 512, "fp32", {}),
-    ("bwd", 784, "bf16", {"HALVES": "both"}),
-    ("bwd", 784, "bf16", {"HALVES": "halves"}),
-    ("bwd", 1024, "bf16", {"HALVES": "both"}),
-    ("bwd", 784, "bf16", {"KEPT": True} | DIET),
-    ("bwd", 784, "bf16", {"KEPT": True, "HALVES": "both"} | DIET),
-    ("bwd", 1024, "bf16", {"HALVES": "both"} | DIET),
-    ("bwd", 512, "fp32", {"HALVES": "both"} | DIET),
-    ("fwd", 512, "bf16", ALL | {"UNROLLED": 4}),
-    ("fwd", 512, "fp32", ALL | {"UNROLLED": 4}),
-    ("fwd", 784, "fp32", ALL | {"UNROLLED": 7}),
 ]
-CASES += [("fwd", size, "bf16", {name: True}) for size in (784, 1024) for name in ALL]
-CASES += [("fwd", size, "bf16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 2, 4, 8)]
-CASES += [("bwd", 1024, dtype, DIET | {"BACK_UNROLLED": n}) for dtype in ("bf16", "fp16") for n in (2, 4)]
-CASES += [("bwd", 1024, "bf16", {"BACK_UNROLLED": 2}), ("bwd", 512, "fp32", DIET | {"BACK_UNROLLED": 2})]
-CASES += [("bwd", 784, "bf16", DIET | {"BACK_UNROLLED": 2, "HALVES": "both", "KEPT": True})]
-CASES += [("bwd", 1024, "bf16", DIET | {"BACK_UNROLLED": 4, "HALVES": "both"})]
-CASES += [("fwd", size, "fp16", ALL | {"UNROLLED": n}) for size in (784, 1024) for n in (1, 8)]
-
-FEW = [CASES[0], CASES[2], ("bwd", 784, "bf16", {"KEPT": True, "HALVES": "both"} | DIET)]
+CASES += [("fwd", size, "bf16", {"UNROLLED": n}) for size in (784, 1024) for n in (2, 4, 8)]
+CASES += [("fwd", size, "fp32", {"UNROLLED": n}) for size in (512, 784) for n in (2, 4)]
+CASES += [("bwd", size, "bf16", {"LEAN": n}) for size in (784, 1024) for n in (1, 2, 3)]
+CASES += [("bwd", 784, "bf16", {"LEAN": n, "KEPT": True}) for n in (0, 1, 2, 3)]
+CASES += [("bwd", 1024, dtype, {"BACK_UNROLLED": n}) for dtype in ("bf16", "fp16") for n in (2, 4)]
+CASES += [("bwd", 1024, "bf16", {"LEAN": n, "BACK_UNROLLED": 2}) for n in (1, 2, 3)]
+CASES += [("bwd", 512, "fp32", {"LEAN": n, "BACK_UNROLLED": 2}) for n in (0, 3)]
+FEW = [CASES[0], CASES[2], ("bwd", 784, "bf16", {"KEPT": True, "LEAN": 3})]
 
 
 def main() -> None:
     for name, num_tokens, dtype, constants in FEW if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
-        choose({key: value for key, value in constants.items() if key != "HALVES"})
+        choose(constants)
         tile = tiled.shared_tile(num_tokens, 4 if dtype == "fp32" else 2, backward=name == "bwd")
-        chosen = tiled.options(name, tile, 4 if dtype == "fp32" else 2)
-        chosen |= sizes(tile) | {"HALVES": constants.get("HALVES", "none"), "EARLY": False}
+        chosen = tiled.options(name, tile, 4 if dtype == "fp32" else 2) | sizes(tile)
         kernel, launch = tiled.shared_kernel(name), {"num_warps": tile.warps, "maxnreg": tile.registers}
         code = compiled(kernel, chosen, dtype, **launch)
         step = min(tiled.UNROLLED, tile.blocks) if name == "fwd" else tiled.BACK_UNROLLED

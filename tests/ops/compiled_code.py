@@ -14,7 +14,7 @@ from rwkvseg.ops.wkv import tiled
 
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-OPTIONS = ("PACKED", "LEAN", "KEPT", "FEW_COPIES", "ONE_SUM", "UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED")
+OPTIONS = ("LEAN", "KEPT", "UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED")
 
 
 class Counts(NamedTuple):

@@ -1,7 +1,4 @@
-"""Options of bi_wkv from shared memory that save instructions: forward, and of programs that wait for others.
-
-Those of the backward pass of a tile are in test_bi_wkv_halves.py.
-"""
+"""Options of bi_wkv from shared memory that save instructions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,13 +20,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning"),
 ]
-ALL: dict[str, Any] = {"PACKED": True, "FEW_COPIES": True, "ONE_SUM": True}
-FORWARD: list[dict[str, Any]] = [{name: True} for name in ALL] + [{"UNROLLED": 2}, {"UNROLLED": 8}]
-FORWARD += [ALL | {"UNROLLED": 2}, ALL | {"UNROLLED": 8}]
-LONG: list[dict[str, Any]] = [{name: True} for name in (*ALL, "KEPT")] + [{"LONG_UNROLLED": 2}]
-LONG += [{"LEAN": 1}, {"LEAN": 3}, ALL | {"KEPT": True, "LEAN": 3, "LONG_UNROLLED": 8}]
-BACKWARD: list[dict[str, Any]] = [{"BACK_UNROLLED": 2}, ALL | {"BACK_UNROLLED": 2, "LEAN": 3}]
-BACKWARD += [ALL | {"BACK_UNROLLED": 2, "LEAN": 3, "KEPT": True}]
+FORWARD: list[dict[str, Any]] = [{"UNROLLED": 1}, {"UNROLLED": 8}]
+LONG: list[dict[str, Any]] = [{"KEPT": True}, {"LONG_UNROLLED": 2}, {"LEAN": 1}, {"LEAN": 3}]
+LONG += [{"KEPT": True, "LEAN": 3, "LONG_UNROLLED": 8}]
+BACKWARD: list[dict[str, Any]] = [{"LEAN": 2}, {"BACK_UNROLLED": 2}, {"BACK_UNROLLED": 2, "LEAN": 3}]
+BACKWARD += [{"BACK_UNROLLED": 2, "LEAN": 3, "KEPT": True}]
 ODD = tiled.Tiling(block=3, blocks=3, chunks=16, channels=16, warps=4)
 EVEN = tiled.Tiling(block=4, blocks=4, chunks=16, channels=16, warps=4)
 Setup = Callable[..., list[Tensor]]
@@ -51,7 +46,6 @@ def emulate(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setu
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         for name, value in options.items():
             monkeypatch.setattr(tiled, name, value)
-        monkeypatch.setattr(tiled, "PACKED_BYTES", 4)  # to the CPU all numbers are alike
         monkeypatch.setattr(tiled, "kept_fits", lambda *_: True)
         monkeypatch.setattr(tiled, "SHARED_BYTES", 2**20)
         monkeypatch.setattr(tiled, "takes_shared_memory", lambda *_: True)
@@ -60,7 +54,7 @@ def emulate(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setu
             tiled, "shared_kernel", lambda name: Watched(kernels[f"bi_wkv_{name}_shared_kernel"], flags)
         )
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
-        monkeypatch.setattr(tiled_long, "SHORTER", tile.span)
+        monkeypatch.setattr(tiled_long, "ITEMSIZE", 4)
         monkeypatch.setattr(tiled_long, "READ", read)
         monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
         monkeypatch.setattr(tiled_long, "long_tile", lambda *_, **__: tile)
@@ -89,7 +83,7 @@ class Mended:
         return launch
 
 
-@pytest.mark.parametrize("options", [FORWARD[0], FORWARD[3], *FORWARD[-2:]], ids=str)
+@pytest.mark.parametrize("options", FORWARD, ids=str)
 def test_forward(options: dict[str, Any], emulate: Setup) -> None:
     flags = emulate(ODD, options)
     check(inputs((2, 144, 32), keys="1", decay=-8.0), 1e-5)
@@ -99,7 +93,7 @@ def test_forward(options: dict[str, Any], emulate: Setup) -> None:
     assert [f.tolist() for f in flags] == [[0] * 4] * 2 + [[1, 0, 0, 1]] * 2
 
 
-@pytest.mark.parametrize("options", [FORWARD[3], FORWARD[-1]], ids=str)
+@pytest.mark.parametrize("options", FORWARD, ids=str)
 def test_forward_of_an_even_number_of_blocks(options: dict[str, Any], emulate: Setup) -> None:
     flags = emulate(EVEN, options)
     check(inputs((1, 256, 16), keys="1"), 1e-5)
@@ -137,26 +131,8 @@ def test_programs_that_read_sums_of_groups(emulate: Setup) -> None:
 
 def test_passes_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     tile = tiled.shared_tile(784, 2, backward=True)
-    monkeypatch.setattr(tiled, "PACKED", "fwd+longbwd")
-    monkeypatch.setattr(tiled, "FEW_COPIES", True)
-    names = ("fwd", "bwd", "longfwd", "longbwd")
-    found = [tiled.options(name, tile, 2) for name in names]
-    assert [x["PACKED"] for x in found] == [True, False, False, True]
-    assert [x["FEW_COPIES"] for x in found] == [True] * 4
-    assert not any(tiled.options(name, tile, 4)["PACKED"] for name in names)
-
-
-@pytest.mark.parametrize(
-    ("span", "itemsize", "lean", "kept"), [(512, 2, 3, True), (1024, 2, 1, False), (512, 4, 3, False)]
-)
-def test_what_spans_take(
-    span: int, itemsize: int, lean: int, kept: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiled, "KEPT", True)
-    monkeypatch.setattr(tiled, "LEAN", 3)
-    tile = tiled_long.long_tile(span, itemsize, backward=True)
-    found = tiled.options("longbwd", tile, itemsize)
-    assert (found["LEAN"], found["KEPT"]) == (lean, kept)
+    monkeypatch.setattr(tiled, "KEPT", "bwd")
+    assert [tiled.options(name, tile, 2)["KEPT"] for name in ("bwd", "longbwd")] == [True, False]
 
 
 def test_no_more_blocks_than_there_are_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +142,7 @@ def test_no_more_blocks_than_there_are_are_written_out(monkeypatch: pytest.Monke
     for blocks in (1, 4, 8):
         tile = EVEN._replace(blocks=blocks)
         found += [tiled.options(name, tile, 2)["UNROLLED"] for name in ("fwd", "longfwd", "bwd", "longbwd")]
-    assert found == [1, 1, 1, 1, 4, 2, 4, 2, 8, 8, 4, 2]
+    assert found == [1, 1, 1, 1, 4, 2, 1, 2, 8, 8, 4, 2]
 
 
 @pytest.mark.gpu
@@ -206,20 +182,14 @@ class TestOnAGpu:
         self.hold((3, num_tokens, 48), dtype, options, monkeypatch)
 
     @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 65536, 32)], ids=str)
-    @pytest.mark.parametrize(
-        ("dtype", "span"),
-        [(torch.bfloat16, 1024), (torch.bfloat16, 512), (torch.float16, 1024), (torch.float32, 512)],
-        ids=str,
-    )
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("options", LONG + BACKWARD, ids=str)
     def test_programs_that_wait_for_each_other(
         self,
         options: dict[str, Any],
         dtype: torch.dtype,
-        span: int,
         shape: tuple[int, int, int],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
-        monkeypatch.setattr(tiled, "LONG_SPAN", span)
         self.hold(shape, dtype, options, monkeypatch)

@@ -58,7 +58,7 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
         seen: list[tuple[int, Tensor]] = []
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
-        monkeypatch.setattr(tiled_long, "SHORTER", tile.span)
+        monkeypatch.setattr(tiled_long, "ITEMSIZE", 4)
         monkeypatch.setattr(tiled_long, "READ", read)
         monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
         monkeypatch.setattr(tiled_long, "long_tile", lambda *_, **__: tile)
@@ -109,30 +109,16 @@ def test_rounds_of_any_size(programs: int, long: Setup) -> None:
     assert [number for number, _ in seen] == [programs] * 2
 
 
-def test_tiles_that_are_fetched_before(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled, "LONG_FETCH", True)
-    long(tiled.Tiling(block=8, blocks=2, chunks=16, channels=16, warps=4), programs=2)
-    check(inputs((2, 512, 32), keys="1"), 1e-5)
-
-
 @pytest.mark.parametrize(
     ("keys", "decay", "limit"), [("50", 3.0, 1e-5), ("10", -300.0, 1e-4), ("300", 3.0, 1e-3)]
 )
-@pytest.mark.parametrize("together", [False, True])
-def test_what_is_unfit_takes_the_safe_form(
-    together: bool, keys: str, decay: float, limit: float, long: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
+def test_what_is_unfit_takes_the_safe_form(keys: str, decay: float, limit: float, long: Setup) -> None:
     seen = long()
     check(inputs((1, 64, 16), keys=keys, decay=decay), limit)
     assert unfit(seen, 1) == [[1], [1]]
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_only_the_unfit_sequences_are_done_again(
-    together: bool, long: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
+def test_only_the_unfit_sequences_are_done_again(long: Setup) -> None:
     seen = long()
     x = inputs((2, 64, 32), keys="1")
     x.k[1, 37, 20] = 90.0  # looked at by no sample
@@ -184,25 +170,22 @@ def test_what_is_not_aligned_is_copied(long: Setup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "span", "dtype", "taken"),
+    ("shape", "dtype", "taken"),
     [
-        ((8, 4096, 576), 1024, torch.bfloat16, True),
-        ((2, 32768, 256), 512, torch.float16, True),
-        ((1, 262144, 64), 1024, torch.bfloat16, True),
-        ((1, 262144, 64), 512, torch.bfloat16, False),  # more spans than programs
-        ((1, 1024, 64), 512, torch.bfloat16, False),
-        ((1, 4095, 64), 1024, torch.bfloat16, False),
-        ((1, 4096, 60), 1024, torch.bfloat16, False),
-        ((1, 4096, 64), 1024, torch.float32, False),
-        ((1, 4096, 64), 512, torch.float32, True),
-        ((1, 4096, 64), 512, torch.float64, False),
+        ((8, 4096, 576), torch.bfloat16, True),
+        ((2, 32768, 256), torch.float16, True),
+        ((1, 262144, 64), torch.bfloat16, True),
+        ((1, 524288, 64), torch.bfloat16, False),  # more spans than programs
+        ((1, 1024, 64), torch.bfloat16, False),
+        ((1, 4095, 64), torch.bfloat16, False),
+        ((1, 4096, 60), torch.bfloat16, False),
+        ((1, 4096, 64), torch.float32, False),
     ],
     ids=str,
 )
 def test_which_inputs_take_it(
-    shape: tuple[int, int, int], span: int, dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiled, "LONG_SPAN", span)
     monkeypatch.setattr(tiled, "num_processors", lambda _: 132)
     monkeypatch.setattr(tiled, "runs_shared_memory", lambda _, itemsize: itemsize <= 4)
     k = torch.empty(shape, dtype=dtype, device="meta")
@@ -211,10 +194,8 @@ def test_which_inputs_take_it(
 
 
 def test_programs_surely_fit() -> None:
-    for itemsize, span, numbers in ((2, 1024, (3, 2)), (2, 512, (4, 2)), (4, 512, (2, 2))):
-        for backward in (False, True):
-            tile = tiled_long.long_tile(span, itemsize, backward=backward)
-            assert tiled_long.at_a_time(tile, itemsize, backward=backward) == numbers[backward]
+    for backward, number in ((False, 3), (True, 2)):
+        assert tiled_long.at_a_time(tiled_long.long_tile(backward=backward), 2, backward=backward) == number
 
 
 def test_it_is_off() -> None:
@@ -227,12 +208,11 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
     rows = [line.split() for line in lines_of("compile_long.py", **few_or_all())]
     assert len(rows) >= 3
     assert not any(int(row[-1]) for row in rows), rows
-    for name, span, _, dtype, _, registers, _, memory, *_ in rows:  # what a launch counts on
-        itemsize, backward = 4 if dtype == "fp32" else 2, name == "bwd"
-        tile = tiled_long.long_tile(int(span), itemsize, backward=backward)
+    for name, _, _, _, registers, _, memory, *_ in rows:  # what a launch counts on
+        tile = tiled_long.long_tile(backward=name == "bwd")
         assert tile.registers is not None
         assert int(registers) <= tile.registers
-        number = tiled_long.at_a_time(tile, itemsize, backward=backward)
+        number = tiled_long.at_a_time(tile, 2, backward=name == "bwd")
         assert (int(memory) + 1024) * number <= tiled_long.MEMORY, "a program takes 1 KB more"
 
 
@@ -248,20 +228,12 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-SWITCHES = [("LONG_FETCH", True), ("LONG_MEND_TOGETHER", False), ("LONG_EARLY", True)]
-SWITCHES += [("LONG_PAUSES", (9, 9999))]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
 class TestOnAGpu:
     """At the sizes that users get; memory is poisoned, conftest.py sees to it."""
 
-    @pytest.mark.parametrize(
-        ("dtype", "span"),
-        [(torch.bfloat16, 1024), (torch.bfloat16, 512), (torch.float16, 1024), (torch.float32, 512)],
-        ids=str,
-    )
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 32768, 32), (5, 2048, 80)], ids=str)
     @pytest.mark.parametrize(
         ("keys", "decay"), [("1", 3.0), ("10", -8.0), ("50", 30.0), ("50", -300.0), ("one-hot", 5000.0)]
@@ -269,14 +241,12 @@ class TestOnAGpu:
     def test_it_is_as_good_as_the_general_form(
         self,
         shape: tuple[int, int, int],
-        span: int,
         keys: str,
         decay: float,
         dtype: torch.dtype,
         switched_on: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(tiled, "LONG_SPAN", span)
         x = on_gpu(inputs(shape, keys=keys, decay=decay), dtype)
         exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))
         ours = run(triton_bi_wkv, x)
@@ -295,23 +265,16 @@ class TestOnAGpu:
                 assert torch.equal(a, b)
         assert len(switched_on) == 12
 
-    @pytest.mark.parametrize(("switch", "value"), SWITCHES)
-    def test_switches_change_no_bit(
-        self, switch: str, value: Any, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_pauses_change_no_bit(self, switched_on: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         for num_tokens, channels in ((4096, 576), (65536, 48)):
             x = on_gpu(inputs((2, num_tokens, channels), keys="1"))
             expected = run(triton_bi_wkv, x)
             with monkeypatch.context() as patch:
-                patch.setattr(tiled, switch, value)
+                patch.setattr(tiled, "LONG_PAUSES", (9, 9999))
                 for a, b in zip(run(triton_bi_wkv, x), expected, strict=True):
                     assert torch.equal(a, b)
 
-    @pytest.mark.parametrize("together", [False, True])
-    def test_unfit_sequences_are_few(
-        self, together: bool, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(tiled, "LONG_MEND_TOGETHER", together)
+    def test_unfit_sequences_are_few(self, switched_on: list[str]) -> None:
         x = on_gpu(inputs((4, 8192, 64), keys="1"))
         x.k[1, 5, 20] = x.k[3, 7000, 63] = 90.0
         exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))

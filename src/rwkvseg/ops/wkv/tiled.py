@@ -21,28 +21,15 @@ SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory b
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 LONG_IN_ONE = False  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
-LONG_SPAN = 1024  # tokens of such a span: 512 or 1024
 LONG_PAUSES = (0, 0)  # as PAUSE, forward and backward, of such launches
-LONG_FETCH = False  # whether their programs ask for the next tile before they need it
-LONG_MEND_TOGETHER = True  # whether the programs of the safe form behind them share sequences, cooperatively
-LONG_EARLY = False  # whether the launch of the safe form behind them may begin before they end
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
-# from shared memory; all of it is off until it has been measured. Where there is a choice of passes:
-# False, True, or the names of those that take it, "fwd", "bwd", "longfwd", "longbwd", with a + between them
-HALVES = ""  # how the last tiles are halved: "", not; "both", in one launch; "two", in a launch of their own
-HALVED = 0.6  # of the multiprocessors: how many tiles the last round may have if they are to be halved
-PACKED: bool | str = False  # whether a thread reads the tokens of a block at once
-PACKED_BYTES = 2  # of numbers that can be read so, at most
+# of passes from shared memory. Where there is a choice of passes: False, True, or the names of those that
+# take it, "bwd", "longbwd", with a + between them
 LEAN = 0  # how much a block backward keeps in registers to take fewer instructions, see `lean_gradients`
 KEPT: bool | str = False  # whether what the blocks meet backward is kept in shared memory, where it fits
-FEW_COPIES: bool | str = False  # whether a tile is copied in few steps: between them warps meet
-ONE_SUM: bool | str = False  # whether a program sums what it sums, and looks whether it is unfit, at once
-UNROLLED = 1  # how many blocks of the last pass forward are written out: fewer moves, more code
+UNROLLED = 2  # how many blocks of the last pass forward are written out: fewer moves, more code
 LONG_UNROLLED = 1  # the same where LONG_IN_ONE
 BACK_UNROLLED = 1  # the same of both last passes backward: 1, 2 or 4, where that divides the blocks
-MEND_EARLY = False  # whether the launch of the safe form begins before the one before comes to its end
-MEND_WARPS = 0  # of a program of that launch; 0: as many as the one before has
-MEND_EACH = 0  # of how many images a program of that launch looks at flags; 0: of 4, of 1 if there are few
 
 
 class Tiling(NamedTuple):
@@ -101,8 +88,7 @@ def shared_tile(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass from shared memory over tokens whose elements have so many bytes."""
     tile = tiling(num_tokens, 2, backward=backward)
     warps = 8 if backward or itemsize == 4 else 4
-    registers = 168 if warps == 4 and tile.blocks == 8 and UNROLLED > 4 else 128  # three programs fit
-    return tile._replace(channels=16, warps=warps, registers=registers)
+    return tile._replace(channels=16, warps=warps, registers=128)
 
 
 def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
@@ -122,24 +108,21 @@ def chosen(choice: bool | str, name: str) -> bool:
 
 def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
     """Return what the constants choose for a kernel: "fwd", "bwd", "longfwd" or "longbwd"."""
-    found: dict[str, Any] = {"PACKED": chosen(PACKED, name) and itemsize <= PACKED_BYTES}
-    found["FEW_COPIES"] = chosen(FEW_COPIES, name)
-    if name != "longfwd":  # which sums elsewhere
-        found["ONE_SUM"] = chosen(ONE_SUM, name)
     if name.endswith("fwd"):
         most = UNROLLED if name == "fwd" else LONG_UNROLLED if tile.blocks > 4 else min(LONG_UNROLLED, 2)
-        return found | {"UNROLLED": min(most, tile.blocks)}
+        return {"UNROLLED": min(most, tile.blocks)}
     # programs that wait for each other have no registers for more
     lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
     step = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
-    found["UNROLLED"] = step if tile.blocks % step == 0 else 1
-    return found | {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize)}
+    if tile.blocks % step != 0 or step == tile.blocks:
+        step = 1
+    return {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize), "UNROLLED": step}
 
 
 def kept_fits(tile: Tiling, itemsize: int) -> bool:
     """Return whether two programs fit on a multiprocessor if each keeps four numbers per lane and block."""
     lanes = tile.chunks * tile.channels
-    tokens = held(tile, itemsize, backward=True) + 3 * lanes * itemsize  # a token more of each lane
+    tokens = held(tile, itemsize, backward=True)
     return tokens + 4 * (tile.blocks + 1) * lanes * 4 <= 112 * 1024  # and what lies there between the passes
 
 
@@ -198,10 +181,8 @@ class _Plan:
 
         tiles = self.channels // tile.channels
         num_tiles = self.batch * tiles
-        whole = num_tiles - self.halved(num_tiles, tile) if name == "bwd" else num_tiles
-        num_flags = 2 * num_tiles - whole
         # a flag for every tile; backward, for those of some channels, how many programs are done with them
-        unfit = torch.empty(num_flags + tiles, dtype=torch.int32, device=self.device)
+        unfit = torch.empty(num_tiles + tiles, dtype=torch.int32, device=self.device)
         sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
         sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         resources: dict[str, Any] = {"num_warps": tile.warps, "maxnreg": tile.registers}
@@ -209,43 +190,19 @@ class _Plan:
         constants |= options(name, tile, tensors[2].itemsize)
         on_gpu = self.device.type == "cuda"
         each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
-        mending = sizes | resources | {"WIDE": triton_states.TYPES[self.wide]}
-        kernel = shared_kernel(name)
+        mending = sizes | resources | {"WIDE": triton_states.TYPES[self.wide], "EACH": each, "EARLY": on_gpu}
+        mending |= {"launch_pdl": True} if on_gpu else {}
+        kernel = shared_kernel(name)[(num_tiles,)]
         if name == "fwd":
             turns = self.turns(num_tiles, tensors[2].itemsize)
-            kernel[(num_tiles,)](*tensors, unfit, self.num_tokens, *turns, **constants)
+            kernel(*tensors, unfit, self.num_tokens, *turns, **constants)
             mend = triton_mend.bi_wkv_fwd_mend_kernel[(-(-num_tiles // each),)]
-            mending |= {"EACH": each, "EARLY": on_gpu} | launched_early(on_gpu)
             mend(*tensors, unfit, self.num_tokens, num_tiles, **mending)
-            return
-        counts = (self.num_tokens, whole, num_flags)
-        early = MEND_EARLY and on_gpu
-        if whole == num_tiles or HALVES == "both":
-            halves = "none" if whole == num_tiles else "both"
-            kernel[(num_flags,)](*tensors, unfit, *counts, HALVES=halves, EARLY=early, **constants)
         else:
-            if whole:
-                kernel[(whole,)](*tensors, unfit, *counts, HALVES="whole", EARLY=on_gpu, **constants)
-            constants |= {"HALVES": "halves", "EARLY": early} | launched_early(on_gpu and whole > 0)
-            kernel[(num_flags - whole,)](*tensors, unfit, *counts, **constants)
-        each, mending["num_warps"] = MEND_EACH or each, MEND_WARPS or tile.warps
-        mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
-        mending |= {"EACH": each, "HALVED": whole < num_tiles, "EARLY": early} | launched_early(early)
-        *rest, sums = scratch
-        mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, whole, **mending)
-
-    def halved(self, num_tiles: int, tile: Tiling) -> int:
-        """Return how many tiles, the last ones, a backward pass cuts into halves of their channels.
-
-        Those of the last round, if each would have a multiprocessor for itself: it would take them longer
-        than two programs of half the work, and the rest would be idle.
-        """
-        if not HALVES:
-            return 0
-        processors = num_processors(self.device)
-        rest = num_tiles % (2 * processors)  # as many programs run at a time
-        whole = tile.blocks * tile.chunks % ((tile.blocks + 1) // 2) == 0
-        return rest if whole and tile.chunks == 16 and tile.blocks > 1 and rest <= HALVED * processors else 0
+            kernel(*tensors, unfit, self.num_tokens, num_tiles, **constants)
+            mend = triton_mend.bi_wkv_bwd_mend_kernel[(-(-self.batch // each) * tiles,)]
+            *rest, sums = scratch
+            mend(*tensors, *rest, unfit, sums, self.num_tokens, self.batch, **mending)
 
     def turns(self, num_tiles: int, itemsize: int) -> tuple[int, int]:
         """Return (pause, processors) of the kernel; in float32, or if few tiles follow, nobody waits."""
@@ -295,11 +252,6 @@ class _Plan:
 def num_processors(device: torch.device) -> int:
     """Return how many multiprocessors a device has; a CPU, where tests run one program after another, one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def launched_early(early: bool) -> dict[str, bool]:
-    """Return the options of a launch that may begin before the one before has come to its end."""
-    return {"launch_pdl": True} if early else {}
 
 
 def shared_kernel(name: str) -> Any:

@@ -14,17 +14,18 @@ from rwkvseg.ops.wkv.tiled import Tiling
 
 REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
 MEMORY = 228 * 1024  # its shared memory, of which programs have a part
+SPAN = 1024  # tokens of a program's tile
+MOST = 256  # spans of a sequence
+ITEMSIZE = 2  # of its numbers: of larger ones few tiles have room on a multiprocessor
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
-SHORTER = 1024  # tokens that one program takes
 READ = 32  # spans up to which every program reads them all
 
 
-def long_tile(span: int, itemsize: int, *, backward: bool) -> Tiling:
-    """Return the tiling of a pass over spans of 512 or 1024 tokens whose elements have so many bytes."""
-    warps = 8 if backward or itemsize == 4 else 4
-    registers = 168 if warps == 4 and span == 1024 else 128  # three programs have room for no more
-    return Tiling(block=8, blocks=span // 128, chunks=16, channels=16, warps=warps, registers=registers)
+def long_tile(*, backward: bool) -> Tiling:
+    """Return the tiling of a pass over spans of numbers of 16 bit."""
+    warps, registers = (8, 128) if backward else (4, 168)  # two and three programs have room for no more
+    return Tiling(block=8, blocks=SPAN // 128, chunks=16, channels=16, warps=warps, registers=registers)
 
 
 def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
@@ -47,18 +48,18 @@ def programs(tile: Tiling, itemsize: int, num_spans: int, device: torch.device, 
 def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
     _, num_tokens, channels = k.shape
-    if num_tokens <= SHORTER or channels % 16 != 0 or not tiled.runs_shared_memory(k.device, k.itemsize):
+    if k.itemsize != ITEMSIZE or channels % 16 != 0 or not tiled.runs_shared_memory(k.device, ITEMSIZE):
         return None
-    tiles = [long_tile(tiled.LONG_SPAN, k.itemsize, backward=b) for b in (False, True)]
+    tiles = [long_tile(backward=b) for b in (False, True)]
     num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
     # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
-    if left > 0 or num_tokens * channels >= 2**31 or num_spans > GROUP**2:
+    if num_spans < 2 or left > 0 or num_tokens * channels >= 2**31 or num_spans > MOST:
         return None
-    for tile, b in zip(tiles, (False, True), strict=True):
-        if tiled.held(tile, k.itemsize, backward=b) > tiled.SHARED_BYTES:
-            return None
-        if num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b):
-            return None
+    if any(
+        num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b)
+        for tile, b in zip(tiles, (False, True), strict=True)
+    ):
+        return None
     return tiles[backward]
 
 
@@ -130,7 +131,6 @@ class _Launch:
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
-            FETCH=tiled.LONG_FETCH,
             **tiled.options(f"long{self.name}", self.tile, self.itemsize),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
@@ -138,15 +138,12 @@ class _Launch:
         )
 
     def mend(self, *tensors: Tensor) -> None:
-        """Run what does unfit sequences again: programs that share them, one to a multiprocessor, or not."""
+        """Run what does unfit sequences again, in programs that share them, one to a multiprocessor."""
         from rwkvseg.ops.wkv import triton_states
 
-        early = tiled.LONG_EARLY and self.device.type == "cuda"
-        share = tiled.LONG_MEND_TOGETHER
-        options: dict[str, Any] = {"launch_pdl": True} if early else {}
-        options |= self.together if share else {}
-        number = tiled.num_processors(self.device) if share else self.channels // self.tile.channels
-        mend_kernel(self.name)[(number,)](
+        early = self.device.type == "cuda"
+        options = self.together | ({"launch_pdl": True} if early else {})
+        mend_kernel(self.name)[(tiled.num_processors(self.device),)](
             *tensors,
             self.num_tokens,
             self.num_sequences,
@@ -154,7 +151,6 @@ class _Launch:
             **self.sizes,
             WIDE=triton_states.TYPES[torch.float32],
             EARLY=early,
-            TOGETHER=share,
             JOINS=-(-self.num_spans // 64),
             num_warps=self.tile.warps,
             maxnreg=128,

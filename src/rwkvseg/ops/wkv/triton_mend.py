@@ -1,7 +1,7 @@
 """What follows Bi-WKV from shared memory: tiles that it did not suit are done again, by the safe form.
 
-As a rule there are none, and a launch costs what looking at the flags does. Forward, its programs start while
-the last tiles are still at work, and wait for them. Legend: triton_states.py; launched by tiled.py.
+As a rule there are none, and a launch costs what looking at the flags does. Its programs start while the
+last tiles are still at work, and wait for them. Legend: triton_states.py; launched by tiled.py.
 """
 
 import triton
@@ -35,21 +35,9 @@ def bi_wkv_fwd_mend_kernel(
 
 
 @triton.jit
-def flags_of(p_unfit, tile, there, full, HALVED: tl.constexpr):
-    """Return whether tiles are unfit; from tile `full` on each half has a flag, if HALVED."""
-    if HALVED:
-        first = tile + tl.maximum(tile - full, 0)
-        second = first + (tile >= full).to(tl.int32)
-        return tl.maximum(
-            tl.load(p_unfit + first, mask=there, other=0), tl.load(p_unfit + second, mask=there, other=0)
-        )
-    return tl.load(p_unfit + tile, mask=there, other=0)
-
-
-@triton.jit
 def sum_parts(
-    p_parts, p_unfit, i_c, num_images, full, C: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
-    HALVED: tl.constexpr, PARTS: tl.constexpr,
+    p_parts, p_unfit, i_c, num_images, C: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Return whether a tile of channels i_c is unfit in any image and, if PARTS, both sums of its parts."""
     c = i_c * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -59,7 +47,7 @@ def sum_parts(
     while start < num_images:
         row = start + tl.arange(0, 32)
         there = row < num_images
-        some = tl.maximum(some, flags_of(p_unfit, row * (C // CHANNELS) + i_c, there, full, HALVED))
+        some = tl.maximum(some, tl.load(p_unfit + row * (C // CHANNELS) + i_c, mask=there, other=0))
         if PARTS:
             part = p_parts + row[:, None].to(tl.int64) * 2 * C + c
             sum_w += tl.load(part, mask=there[:, None], other=0.0, cache_modifier=".cg")
@@ -76,18 +64,18 @@ def store_totals(p_sums, i_c, gw, gu, C: tl.constexpr, CHANNELS: tl.constexpr):
     tl.store(p_sums + C + c, gu)
 
 
-@triton.jit(do_not_specialize=["T", "num_images", "full"])
+@triton.jit(do_not_specialize=["T", "num_images"])
 def bi_wkv_bwd_mend_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_keys, p_outs, p_unfit, p_sums,
-    T, num_images, full,
+    T, num_images,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr, EACH: tl.constexpr, HALVED: tl.constexpr, EARLY: tl.constexpr,
+    WIDE: tl.constexpr, EACH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu anew where triton_shared_backward.py found a tile unfit.
 
     Then the sums of the parts over all images, (2, C). A program looks at EACH images of some channels. Where
     none is unfit the first of those channels sums. Else the last to be done does: which that is, is left to
-    chance, what it sums is not. HALVED: whether tiles from number `full` on have two flags each.
+    chance, what it sums is not.
     """
     if EARLY:
         gdc_wait()
@@ -95,22 +83,21 @@ def bi_wkv_bwd_mend_kernel(
     i_c = tl.program_id(0) % tiles
     first = tl.program_id(0) // tiles * EACH
     if first == 0:
-        some, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, full, C, CHANNELS, WIDE, HALVED, True)
+        some, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, C, CHANNELS, WIDE, True)
         if not some:
             store_totals(p_sums, i_c, gw, gu, C, CHANNELS)
     else:
-        some, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, full, C, CHANNELS, WIDE, HALVED, False)
+        some, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, C, CHANNELS, WIDE, False)
     if some:
         for i in range(EACH):
             i_p = (first + i) * tiles + i_c
-            if flags_of(p_unfit, i_p, first + i < num_images, full, HALVED) > 0:
+            if tl.load(p_unfit + i_p, mask=first + i < num_images, other=0) > 0:
                 safe_backward(
                     i_p, p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_mean, p_keys, p_outs,
                     T, 1, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, 1, False, WIDE,
                 )  # fmt: skip
         tl.debug_barrier()  # all threads have stored before one says so
-        num_flags = 2 * num_images * tiles - full if HALVED else num_images * tiles
-        done = tl.atomic_add(p_unfit + num_flags + i_c, 1, sem="acq_rel")
+        done = tl.atomic_add(p_unfit + num_images * tiles + i_c, 1, sem="acq_rel")
         if done == tl.num_programs(0) // tiles - 1:
-            _, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, full, C, CHANNELS, WIDE, HALVED, True)
+            _, gw, gu = sum_parts(p_parts, p_unfit, i_c, num_images, C, CHANNELS, WIDE, True)
             store_totals(p_sums, i_c, gw, gu, C, CHANNELS)

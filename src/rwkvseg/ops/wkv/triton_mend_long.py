@@ -1,8 +1,7 @@
 """What follows Bi-WKV of several spans in one launch: sequences that it did not suit are done again, safely.
 
 As a rule there are none, and the launch costs what looking at the flags does. Otherwise its programs, which
-are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps; or
-each has channels of its own, and waits for nobody.
+are all on the GPU at once, share the tiles of these sequences, and wait for each other between the steps.
 flags: of each sequence whether it is unfit, then a number that counts these steps. Legend: triton_states.py.
 """
 
@@ -34,18 +33,13 @@ def tile_is_unfit(p_flags, tile, num_spans, TILES: tl.constexpr):
 
 
 @triton.jit
-def wait_for_all(p_steps, steps, TOGETHER: tl.constexpr):
-    """Wait until every program has come to the end of so many steps.
-
-    TOGETHER: whether programs share sequences. Otherwise there are as many as blocks of channels; as each
-    takes every so manieth tile, sequence or sum, all that it meets is its own.
-    """
+def wait_for_all(p_steps, steps):
+    """Wait until every program has come to the end of so many steps."""
     tl.debug_barrier()  # all threads have stored before one says so
-    if TOGETHER:
-        done = tl.atomic_add(p_steps, 1, sem="acq_rel") + 1
-        while done < steps * tl.num_programs(0):
-            done = tl.atomic_add(p_steps, 0, sem="acq_rel")
-        tl.debug_barrier()
+    done = tl.atomic_add(p_steps, 1, sem="acq_rel") + 1
+    while done < steps * tl.num_programs(0):
+        done = tl.atomic_add(p_steps, 0, sem="acq_rel")
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -68,7 +62,7 @@ def join_unfit(
 def states_of_unfit(
     p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
-    JOINS: tl.constexpr, TOGETHER: tl.constexpr, WIDE: tl.constexpr,
+    JOINS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write what enters the spans of unfit sequences: the first two steps."""
     tile = tl.program_id(0)
@@ -78,12 +72,12 @@ def states_of_unfit(
                 p_w, p_k, p_v, p_totals, T, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, WIDE, tile
             )
         tile += tl.num_programs(0)
-    wait_for_all(p_flags + num_sequences, 1, TOGETHER)
+    wait_for_all(p_flags + num_sequences, 1)
     join_unfit(
         p_w, p_totals, p_states, p_flags, num_sequences, num_spans,
         C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, True, WIDE,
     )  # fmt: skip
-    wait_for_all(p_flags + num_sequences, 2, TOGETHER)
+    wait_for_all(p_flags + num_sequences, 2)
 
 
 @triton.jit
@@ -131,18 +125,17 @@ def bi_wkv_fwd_mend_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_totals, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
-    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write y and the states of unfit sequences anew. EARLY: launched before the kernel ahead has ended.
 
-    JOINS: groups of 64 spans, to `join_states`. TOGETHER: see `wait_for_all`.
+    JOINS: groups of 64 spans, to `join_states`.
     """
     if EARLY:
         gdc_wait()
     if any_unfit(p_flags, num_sequences):
         states_of_unfit(
             p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, TOGETHER, WIDE,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, WIDE,
         )  # fmt: skip
         tile = tl.program_id(0)
         while tile < num_sequences * num_spans:
@@ -160,7 +153,6 @@ def bi_wkv_bwd_mend_long_kernel(
     p_sums, T, num_sequences, num_spans,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr,
     WIDE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
-    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu of unfit sequences anew, then the sums of the parts, (2, C)."""
     if EARLY:
@@ -168,22 +160,22 @@ def bi_wkv_bwd_mend_long_kernel(
     if any_unfit(p_flags, num_sequences):
         states_of_unfit(
             p_w, p_k, p_v, p_totals, p_states, p_flags, T, num_sequences, num_spans,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, TOGETHER, WIDE,
+            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, JOINS, WIDE,
         )  # fmt: skip
         steps = p_flags + num_sequences
         gradients_of_unfit(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_totals, p_keys, p_outs, p_flags, T,
             num_sequences, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, True, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 3, TOGETHER)
+        wait_for_all(steps, 3)
         join_unfit(
             p_w, p_totals, p_adjoint, p_flags, num_sequences, num_spans,
             C, BLOCK * BLOCKS * CHUNKS, JOINS, CHANNELS, False, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 4, TOGETHER)
+        wait_for_all(steps, 4)
         gradients_of_unfit(
             p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_adjoint, p_keys, p_outs, p_flags, T,
             num_sequences, num_spans, C, BLOCK, BLOCKS, CHUNKS, CHANNELS, False, WIDE,
         )  # fmt: skip
-        wait_for_all(steps, 5, TOGETHER)
+        wait_for_all(steps, 5)
     sum_parts(p_parts, p_sums, num_sequences // (C // CHANNELS) * num_spans, C, CHANNELS, WIDE)

@@ -15,12 +15,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from rwkvseg.ops.wkv.triton_shared_copies import start_keys, wide_pending
+from rwkvseg.ops.wkv.triton_shared_copies import start_keys
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     lanes_layout,
     plain_layout,
-    read_block,
-    rows_held,
     states_layout,
     warp_layout,
     widened,
@@ -125,20 +123,13 @@ def reciprocal(x):
 
 
 @gluon.jit
-def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr):
+def weigh(k_s, v_s, s, top, mean, BLOCK: gl.constexpr, L: gl.constexpr):
     """Return (n, d) of the tokens of a block, two tuples: d = exp(k - reference), n = d (v - mean)."""
     n, d = (), ()
-    if PACKED:
-        k, v = read_block(k_s, s, BLOCK, L, True), read_block(v_s, s, BLOCK, L, True)
-        for j in gl.static_range(BLOCK):
-            x = gl.exp2(widened(k[j]) * LOG2E - top)
-            n += (x * (widened(v[j]) - mean),)
-            d += (x,)
-    else:
-        for j in gl.static_range(BLOCK):
-            x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
-            n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
-            d += (x,)
+    for j in gl.static_range(BLOCK):
+        x = gl.exp2(widened(k_s.index(s * BLOCK + j).load(L)) * LOG2E - top)
+        n += (x * (widened(v_s.index(s * BLOCK + j).load(L)) - mean),)
+        d += (x,)
     return n, d
 
 
@@ -191,24 +182,20 @@ def add_entering(rows_n, rows_d, n, d, far, BLOCKS: gl.constexpr, REVERSE: gl.co
 @gluon.jit
 def totals(
     k_s, v_s, top, mean, lam, far,
-    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
-    FEW_COPIES: gl.constexpr = False,
+    PENDING: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Go through the blocks as they arrive: return what each lane sends to later ones and to earlier ones.
 
     Then what reaches its blocks from earlier tokens of it, rows. PENDING: groups of copies that follow those
-    of keys and values. FEW_COPIES: whether there are as few of those as `start_wide_copies` makes.
+    of keys and values.
     """
     zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
     ln, ld, en, ed, power = zero, zero, zero, zero, zero + 1.0
     pns, pds = (), ()
     for s in gl.static_range(BLOCKS):  # written out: a loop would move its rows about
-        if not FEW_COPIES:
-            async_copy.wait_group(BLOCKS - 1 - s + PENDING)
-        elif s == 0 or wide_pending(BLOCK * BLOCKS, BLOCK, s) < wide_pending(BLOCK * BLOCKS, BLOCK, s - 1):
-            async_copy.wait_group(wide_pending(BLOCK * BLOCKS, BLOCK, s) + PENDING)
+        async_copy.wait_group(BLOCKS - 1 - s + PENDING)
         pns, pds = pns + (ln,), pds + (ld,)
-        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
+        n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
         later_n, later_d, earlier_n, earlier_d = send(n, d, lam, BLOCK)
         ln, ld = ln * far + later_n, ld * far + later_d
         en, ed = en + power * earlier_n, ed + power * earlier_d
@@ -233,21 +220,15 @@ def misfits(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLO
 
 
 @gluon.jit
-def unfit(least, total, w, u, T, LIMIT: gl.constexpr, SPARE: gl.constexpr, BLOCK: gl.constexpr):
-    """Return 1 if any lane is one of the `misfits`, else 0."""
-    return gl.max(gl.max(misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK), 1), 0)
-
-
-@gluon.jit
 def put_outputs(
     k_s, v_s, p_y, s, top, lam, bonus, pn, pd, fn, fd, least, total,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Write the outputs of block s from what enters it on both sides.
 
     Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
     """
-    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L, PACKED)
+    n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     some = pn
     for j in gl.static_range(BLOCK):
@@ -265,7 +246,7 @@ def put_outputs(
 @gluon.jit
 def put_tile(
     k_s, v_s, p_y, top, lam, bonus, pns, pds, fn, fd,
-    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
     UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write the outputs of all blocks from what enters each from earlier tokens, the last from later ones.
@@ -279,7 +260,7 @@ def put_tile(
     for j in gl.static_range(FIRST):
         fn, fd, least, total, some = put_outputs(
             k_s, v_s, p_y, BLOCKS - 1 - j, top, lam, bonus, pns[BLOCKS - 1 - j], pds[BLOCKS - 1 - j], fn, fd,
-            least, total, C, BLOCK, L, PACKED,
+            least, total, C, BLOCK, L,
         )  # fmt: skip
     for i in range(BLOCKS // UNROLLED):  # from the last block back
         for j in gl.static_range(UNROLLED):
@@ -287,7 +268,7 @@ def put_tile(
             pns, pds = push_first(pns, pn, BLOCKS), push_first(pds, pd, BLOCKS)
             fn, fd, least, total, some = put_outputs(
                 k_s, v_s, p_y, BLOCKS - 1 - FIRST - j - UNROLLED * i, top, lam, bonus, pn, pd, fn, fd,
-                least, total, C, BLOCK, L, PACKED,
+                least, total, C, BLOCK, L,
             )  # fmt: skip
     return least, total, some
 
@@ -302,25 +283,22 @@ def sum_and_any(some, bad, more_some, more_bad):
 def bi_wkv_fwd_shared_kernel(
     p_w, p_u, p_k, p_v, p_y, p_mean, p_unfit, T, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, FEW_COPIES: gl.constexpr,
-    ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and a mean of it; and of each program whether it is unfit.
 
-    pause, processors: see `wait_turn`. What the last constants choose: the variables of these names in
-    tiled.py.
+    pause, processors: see `wait_turn`; UNROLLED: see `put_tile`.
     """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     i_c = gl.program_id(0) % (C // CHANNELS)
     i_b = gl.program_id(0) // (C // CHANNELS)
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
     wait_turn(pause, processors)
-    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
+    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -328,18 +306,14 @@ def bi_wkv_fwd_shared_kernel(
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     top = sampled_reference(p_k + base + c[None, :], T, C)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, PACKED, FEW_COPIES)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
     pn, pd, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, pn, pd, far, BLOCKS, False)
     let_next_begin()
     y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
     least, total, some = put_tile(
-        k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, PACKED, UNROLLED
+        k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED
     )
-    if ONE_SUM:
-        some, bad = gl.reduce((some, misfits(least, total, w, u, T, LIMIT, 0, BLOCK)), 0, sum_and_any)
-        gl.store(p_unfit + gl.program_id(0), gl.max(bad, 0))
-    else:
-        gl.store(p_unfit + gl.program_id(0), unfit(least, total, w, u, T, LIMIT, 0, BLOCK))
-        some = gl.sum(some, 0)
+    some, bad = gl.reduce((some, misfits(least, total, w, u, T, LIMIT, 0, BLOCK)), 0, sum_and_any)
+    gl.store(p_unfit + gl.program_id(0), gl.max(bad, 0))
     gl.store(p_mean + i_b * C + i_c * CHANNELS + c, some / CHUNKS)

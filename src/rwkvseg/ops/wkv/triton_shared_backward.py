@@ -17,17 +17,13 @@ from rwkvseg.ops.wkv.triton_shared import (
     sampled_reference,
     send,
     totals,
-    unfit,
-    wait_for_last,
     weigh,
 )
 from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
 from rwkvseg.ops.wkv.triton_shared_gradients import lean_gradients, put_gradients
 from rwkvseg.ops.wkv.triton_shared_layouts import (
-    own_layout,
+    lanes_layout,
     plain_layout,
-    read_block,
-    rows_held,
     warp_layout,
     widened,
 )
@@ -62,21 +58,19 @@ def allocate_rows(BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.const
 @gluon.jit
 def adjoint_pairs(
     g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam,
-    BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Return (h, q) of the tokens of a block, two tuples: h = g / denominator, q = h out.
 
     Then what `unfit` wants to know so far.
     """
     hs, qs = (), ()
-    if PACKED:
-        g = read_block(g_s, s, BLOCK, L, True)
     for j in gl.static_range(BLOCK):
         den = pd + from_d[j] + bonus * d[j]
         if j == BLOCK // 2:
             least, total = gl.minimum(least, den), total + den
         inverse = reciprocal(den)
-        h = widened(g[j] if PACKED else g_s.index(s * BLOCK + j).load(L)) * inverse
+        h = widened(g_s.index(s * BLOCK + j).load(L)) * inverse
         hs += (h,)
         qs += ((pn + from_n[j] + bonus * n[j]) * (h * inverse),)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
@@ -86,16 +80,16 @@ def adjoint_pairs(
 @gluon.jit
 def adjoint_step(
     k_s, v_s, g_s, s, top, mean, lam, far, bonus, power, pn, pd, fn, fd, lr, lq, er, eq, least, total,
-    BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Add block s to the adjoint sums of its lanes, (lr, lq) to later and (er, eq) to earlier tokens.
 
     Return far^(blocks so far), what leaves the block to earlier tokens, these sums, and what `unfit` wants.
     """
-    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
+    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
     hs, qs, least, total = adjoint_pairs(
-        g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam, BLOCK, L, PACKED
+        g_s, s, n, d, pn, pd, from_n, from_d, least, total, bonus, lam, BLOCK, L
     )
     later_r, later_q, earlier_r, earlier_q = send(hs, qs, lam, BLOCK)
     er, eq = er * far + earlier_r, eq * far + earlier_q
@@ -106,8 +100,7 @@ def adjoint_step(
 @gluon.jit
 def adjoint_pass(
     k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd,
-    BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr, KEPT: gl.constexpr,
-    UNROLLED: gl.constexpr,
+    BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Go through the blocks from the last one back, UNROLLED of them a step, with what enters on both sides.
 
@@ -139,7 +132,7 @@ def adjoint_pass(
                 ers, eqs = push_first(ers, er, BLOCKS), push_first(eqs, eq, BLOCKS)
             power, fn, fd, lr, lq, er, eq, least, total = adjoint_step(
                 k_s, v_s, g_s, s, top, mean, lam, far, bonus, power, pn, pd, fn, fd,
-                lr, lq, er, eq, least, total, BLOCK, L, PACKED,
+                lr, lq, er, eq, least, total, BLOCK, L,
             )  # fmt: skip
     rows = (fn_s, fd_s, er_s, eq_s) if KEPT else (pns, pds, ers, eqs)
     return rows, lr, lq, er, eq, least, total
@@ -147,9 +140,9 @@ def adjoint_pass(
 
 @gluon.jit
 def gradient_pass(
-    k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back, there,
-    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr,
-    PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+    k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
+    LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Go through the blocks with what enters the lanes: past and on from earlier tokens, back from later.
 
@@ -175,12 +168,12 @@ def gradient_pass(
             if LEAN:
                 past, on, gw, gu = lean_gradients(
                     k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
-                    past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED, LEAN,
+                    past, on, future, behind, gw, gu, C, BLOCK, L, LEAN,
                 )  # fmt: skip
             else:
                 past, on, gw, gu = put_gradients(
                     k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
-                    past, on, future, behind, gw, gu, there, C, BLOCK, MASKED, L, PACKED,
+                    past, on, future, behind, gw, gu, C, BLOCK, L,
                 )  # fmt: skip
     return gw, gu
 
@@ -191,129 +184,54 @@ def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
     return gw + more_gw, gu + more_gu, gl.maximum(bad, more_bad)
 
 
-@gluon.jit
-def tile_gradients(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_flag, i_b, i_c, T,
+@gluon.jit(do_not_specialize=["T", "num_flags"])
+def bi_wkv_bwd_shared_kernel(
+    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, num_flags,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    HELD: gl.constexpr, LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
-    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
-    """Write gk, gv and the parts of gw and gu of a tile: image i_b, the channels from i_c CHANNELS on.
+    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
 
-    And whether it is unfit. Of its CHUNKS chunks the first HELD hold tokens. The rest have the last one's
-    numbers in shared memory, but weigh nothing, send nothing and write nothing. What the other constants
-    choose: the variables of these names in tiled.py.
+    What the last constants choose: the variables of these names in tiled.py.
     """
-    L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
+    let_next_begin()
+    L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
-    MASKED: gl.constexpr = HELD < CHUNKS
-    STEP: gl.constexpr = UNROLLED if BLOCKS % UNROLLED == 0 and UNROLLED < BLOCKS else 1
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    i_c = gl.program_id(0) % (C // CHANNELS)
+    i_b = gl.program_id(0) // (C // CHANNELS)
+    gl.store(p_unfit + num_flags + i_c, 0)  # a later launch counts there
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     base = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
-    start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS, HELD, FEW_COPIES)
+    start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
+    start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
-    zero = gl.full([CHUNKS, CHANNELS], 0.0, gl.float32, L)
-    there = chunk + gl.full([CHUNKS, CHANNELS], 0, gl.int32, L) < HELD
     w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
     mean = gl.load(p_mean + i_b * C + i_c * CHANNELS + c[None, :])
     top = sampled_reference(p_k + base + c[None, :], T, C)
-    if MASKED:
-        top = gl.where(there, top + zero, float("inf"))
     decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
     lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES)
+    ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
     past_n, past_d, fn, fd = reach(ln, ld, en, ed, decay, L, W)
     pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
     async_copy.wait_group(0)
     rows, lr, lq, er, eq, least, total = adjoint_pass(
-        k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, PACKED, KEPT, STEP
+        k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, KEPT, UNROLLED
     )
-    if MASKED:
-        least, total = gl.where(there, least, float("inf")), gl.where(there, total, 0.0)
-        lr, lq = gl.where(there, lr, 0.0), gl.where(there, lq, 0.0)
-        er, eq = gl.where(there, er, 0.0), gl.where(there, eq, 0.0)
-    if ONE_SUM:
-        bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
-    else:
-        gl.store(p_flag, unfit(least, total, w, u, T, LIMIT, SPARE, BLOCK))
+    bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
     r, rq, back_r, back_q = reach(lr, lq, er, eq, decay, L, W)
     places = base + (chunk * (LENGTH * C) + c[None, :])
     gw, gu = gradient_pass(
         k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
-        (past_n, past_d), (r, rq), rows, (back_r, back_q), there,
-        C, BLOCK, BLOCKS, MASKED, L, PACKED, LEAN, KEPT, STEP,
+        (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, LEAN, KEPT, UNROLLED,
     )  # fmt: skip
-    if MASKED:
-        gw, gu = gl.where(there, gw, 0.0), gl.where(there, gu, 0.0)
+    # one sum over the warps for all three: they meet once
+    gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
+    gl.store(p_unfit + gl.program_id(0), gl.max(bad, 0))
     parts = p_parts + i_b.to(gl.int64) * 2 * C + i_c * CHANNELS + c
-    if ONE_SUM:
-        gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
-        gl.store(p_flag, gl.max(bad, 0))
-    else:
-        gw, gu = gl.sum(-lam * gw, 0), gl.sum(bonus * gu, 0)
     gl.store(parts, gw)
     gl.store(parts + C, gu)
-
-
-@gluon.jit(do_not_specialize=["T", "full", "num_flags"])
-def bi_wkv_bwd_shared_kernel(
-    p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, full, num_flags,
-    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, PACKED: gl.constexpr, LEAN: gl.constexpr,
-    KEPT: gl.constexpr, FEW_COPIES: gl.constexpr, ONE_SUM: gl.constexpr, HALVES: gl.constexpr,
-    EARLY: gl.constexpr, UNROLLED: gl.constexpr,
-):  # fmt: skip
-    """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
-
-    HALVES: which tiles this launch takes: "none" are halved, all of them are "whole" or "halves" of a tile's
-    channels, or "both", the first `full` tiles whole and the rest halved. A half is cut into twice as many
-    chunks, of fewer blocks. There are num_flags flags: of the whole tiles, then of the halves.
-    EARLY: whether the next launch may begin before this comes to its end.
-    """
-    if EARLY:
-        let_next_begin()
-    tiles: gl.constexpr = C // CHANNELS
-    SHORT: gl.constexpr = (BLOCKS + 1) // 2
-    HELD: gl.constexpr = CHUNKS * BLOCKS // SHORT
-    i_p = gl.program_id(0)
-    if HALVES == "halves":
-        i_p += full
-    if HALVES == "both" or HALVES == "halves":
-        i_h = i_p - full  # the number of the half
-        i_t = gl.where(i_h < 0, i_p, full + i_h // 2)
-    else:
-        i_h, i_t = i_p, i_p
-    i_b, i_c = i_t // tiles, i_t % tiles
-    gl.store(p_unfit + num_flags + i_c, 0)  # a later launch counts there
-    if HALVES == "none" or HALVES == "whole":
-        tile_gradients(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
-        )  # fmt: skip
-    elif HALVES == "halves":
-        tile_gradients(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
-            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
-        )  # fmt: skip
-        wait_for_last()  # what waits for this launch may rely on the one before
-    elif i_h < 0:
-        tile_gradients(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c, T,
-            C, BLOCK, BLOCKS, CHUNKS, CHANNELS, CHUNKS, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
-        )  # fmt: skip
-    else:
-        tile_gradients(
-            p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit + i_p, i_b, i_c * 2 + i_h % 2, T,
-            C, BLOCK, SHORT, 2 * CHUNKS, CHANNELS // 2, HELD, LIMIT, WARPS,
-            PACKED, LEAN, KEPT, FEW_COPIES, ONE_SUM, UNROLLED,
-        )  # fmt: skip

@@ -1,7 +1,6 @@
 """How the tiles of Bi-WKV are copied to shared memory, while a program goes on. Legend: triton_shared.py.
 
 Copies are made in groups, which arrive in their order: first those of keys and values, then that of g.
-FEW_COPIES: whether there are few copies and groups: between them the warps of a program meet.
 """
 
 from triton.experimental import gluon
@@ -14,19 +13,14 @@ from rwkvseg.ops.wkv.triton_shared_layouts import copy_layout
 @gluon.jit
 def copy_tokens(
     to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, LENGTH: gl.constexpr,
-    WARPS: gl.constexpr, HELD: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number.
-
-    HELD: how many chunks there are in memory; the rest get what the last of them gets.
-    """
+    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number."""
     CHUNKS: gl.constexpr = to_s.shape[1]
     CHANNELS: gl.constexpr = to_s.shape[2]
     COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
     token = gl.arange(0, WIDTH, gl.SliceLayout(1, gl.SliceLayout(2, COPY)))[:, None, None]
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(0, gl.SliceLayout(2, COPY)))[None, :, None]
-    if HELD < CHUNKS:
-        chunk = gl.minimum(chunk, HELD - 1)
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, gl.SliceLayout(1, COPY)))[None, None, :]
     order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     rows_s = to_s.index(FIRST)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
@@ -35,90 +29,34 @@ def copy_tokens(
 
 @gluon.jit
 def copy_eight(
-    to_s, p, C: gl.constexpr, s: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
+    to_s, p, C: gl.constexpr, s: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr
 ):  # fmt: skip
     """Begin to copy tokens 8 s.. of every chunk: eight, or what is left."""
     if LENGTH - 8 * s >= 8:
-        copy_tokens(to_s, p, C, 8 * s, 8, LENGTH, WARPS, HELD)
+        copy_tokens(to_s, p, C, 8 * s, 8, LENGTH, WARPS)
     elif LENGTH - 8 * s == 4:
-        copy_tokens(to_s, p, C, 8 * s, 4, LENGTH, WARPS, HELD)
+        copy_tokens(to_s, p, C, 8 * s, 4, LENGTH, WARPS)
     else:
         for j in gl.static_range(8 * s, LENGTH):
-            copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS, HELD)
-
-
-@gluon.constexpr_function
-def wide_copies(length, eights):
-    """Return (first token, tokens) of copies: some of eight, then as many as are a power of two."""
-    found = ()
-    first = 0
-    while first < length:
-        left = length - first
-        width = 8 if len(found) < eights and left >= 8 else 1 << (left.bit_length() - 1)
-        found += ((first, width),)
-        first += width
-    return found
-
-
-@gluon.constexpr_function
-def wide_needed(length, tokens):
-    """Return how many of the copies of keys and values bring so many tokens."""
-    return 1 + sum(first + width < tokens for first, width in wide_copies(length, 2))
-
-
-@gluon.constexpr_function
-def wide_pending(length, block, s):
-    """Return how many groups of copies may still be on their way when block s is gone through."""
-    return len(wide_copies(length, 2)) - wide_needed(length, block * (s + 1))
-
-
-@gluon.jit
-def start_copies(
-    k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr,
-):  # fmt: skip
-    """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
-    for s in gl.static_range(BLOCKS):
-        copy_eight(k_s, p_k, C, s, LENGTH, WARPS, HELD)
-        copy_eight(v_s, p_v, C, s, LENGTH, WARPS, HELD)
-        async_copy.commit_group()
-
-
-@gluon.jit
-def start_wide_copies(
-    k_s, v_s, p_k, p_v, C: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr, HELD: gl.constexpr
-):
-    """Begin to copy keys and values in few groups: programs wait between copies."""
-    COPIES: gl.constexpr = wide_copies(LENGTH, 2)
-    for i in gl.static_range(len(COPIES)):
-        copy_tokens(k_s, p_k, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
-        copy_tokens(v_s, p_v, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
-        async_copy.commit_group()
+            copy_tokens(to_s, p, C, j, 1, LENGTH, WARPS)
 
 
 @gluon.jit
 def start_keys(
     k_s, v_s, p_k, p_v, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr, FEW_COPIES: gl.constexpr,
 ):  # fmt: skip
-    """Begin to copy keys and values."""
-    if FEW_COPIES:
-        start_wide_copies(k_s, v_s, p_k, p_v, C, LENGTH, WARPS, HELD)
-    else:
-        start_copies(k_s, v_s, p_k, p_v, C, BLOCKS, LENGTH, WARPS, HELD)
+    """Begin to copy keys and values, in as many groups as there are blocks, each enough for its block."""
+    for s in gl.static_range(BLOCKS):
+        copy_eight(k_s, p_k, C, s, LENGTH, WARPS)
+        copy_eight(v_s, p_v, C, s, LENGTH, WARPS)
+        async_copy.commit_group()
 
 
 @gluon.jit
 def start_gradients(
     g_s, p_g, C: gl.constexpr, BLOCKS: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
-    HELD: gl.constexpr, FEW_COPIES: gl.constexpr,
 ):  # fmt: skip
     """Begin to copy g, in one group."""
-    if FEW_COPIES:
-        COPIES: gl.constexpr = wide_copies(LENGTH, 0)
-        for i in gl.static_range(len(COPIES)):
-            copy_tokens(g_s, p_g, C, COPIES[i][0], COPIES[i][1], LENGTH, WARPS, HELD)
-    else:
-        for eight in gl.static_range(BLOCKS):
-            copy_eight(g_s, p_g, C, eight, LENGTH, WARPS, HELD)
+    for eight in gl.static_range(BLOCKS):
+        copy_eight(g_s, p_g, C, eight, LENGTH, WARPS)
     async_copy.commit_group()

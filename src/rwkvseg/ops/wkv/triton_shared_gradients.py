@@ -8,13 +8,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from rwkvseg.ops.wkv.triton_shared import LOG2E, futures, reciprocal, weigh
-from rwkvseg.ops.wkv.triton_shared_layouts import read_block, widened
+from rwkvseg.ops.wkv.triton_shared_layouts import widened
 
 
 @gluon.jit
 def to_later(
     g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu,
-    BLOCK: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Go through a block with what comes from earlier tokens: past, the sums, and on, the adjoint ones.
 
@@ -26,12 +26,10 @@ def to_later(
     r, rq = on
     hs, qs, gks, gvs = (), (), (), ()
     sn, sd = pn, pd  # of earlier tokens' past, each with its decay: what the adjoint sums meet later
-    if PACKED:
-        g = read_block(g_s, s, BLOCK, L, True)
     for j in gl.static_range(BLOCK):
         num, den = pn + from_n[j], pd + from_d[j]
         inverse = reciprocal(den + bonus * d[j])
-        h = widened(g[j] if PACKED else g_s.index(s * BLOCK + j).load(L)) * inverse
+        h = widened(g_s.index(s * BLOCK + j).load(L)) * inverse
         twice = h * inverse
         q = (num + bonus * n[j]) * twice
         own = twice * (den * n[j] - num * d[j])
@@ -52,28 +50,28 @@ def to_later(
 
 
 @gluon.jit
-def put_row(p, x, there, MASKED: gl.constexpr):
-    """Write a number of each lane, of those that are there if MASKED."""
-    if MASKED:
-        gl.store(p, x.to(p.dtype.element_ty), mask=there)
-    else:
-        gl.store(p, x.to(p.dtype.element_ty))
+def read_tokens(x_s, s, BLOCK: gl.constexpr, L: gl.constexpr):
+    """Return the tokens of block s as they are stored, a tuple."""
+    tokens = ()
+    for j in gl.static_range(BLOCK):
+        tokens += (x_s.index(s * BLOCK + j).load(L),)
+    return tokens
 
 
 @gluon.jit
 def put_gradients(
-    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu, there,
-    C: gl.constexpr, BLOCK: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
+    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
     """Write gk and gv of block s from the pairs that enter it on both sides; on, back: the adjoint ones.
 
-    there: which lanes write, if MASKED. Return both that leave it to later tokens, the sum for gw but for
+    Return both that leave it to later tokens, the sum for gw but for
     -lam, and that for gu but for exp(u).
     """
-    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L, PACKED)
+    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
     from_n, from_d, _, _ = futures(n, d, future[0], future[1], lam, BLOCK)
     hs, qs, gks, gvs, past, on, sn, sd, gw, gu = to_later(
-        g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu, BLOCK, L, PACKED
+        g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu, BLOCK, L
     )
     r, rq = back
     gw = gw + r * sn
@@ -81,8 +79,8 @@ def put_gradients(
     for j in gl.static_range(BLOCK - 1, -1, -1):
         gk = gks[j] + n[j] * r - d[j] * rq
         gv = d[j] * (gvs[j] + r)
-        put_row(p_gk + (s * BLOCK + j) * C, gk, there, MASKED)
-        put_row(p_gv + (s * BLOCK + j) * C, gv, there, MASKED)
+        gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
+        gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
         r, rq = r * lam + hs[j], rq * lam + qs[j]
     return past, on, gw, gu
 
@@ -100,9 +98,8 @@ def weigh_values(k, v, top, mean, BLOCK: gl.constexpr):
 
 @gluon.jit
 def lean_gradients(
-    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu, there,
-    C: gl.constexpr, BLOCK: gl.constexpr, MASKED: gl.constexpr, L: gl.constexpr, PACKED: gl.constexpr,
-    LEAN: gl.constexpr,
+    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr, LEAN: gl.constexpr,
 ):  # fmt: skip
     """Do what `put_gradients` does in fewer instructions.
 
@@ -110,10 +107,10 @@ def lean_gradients(
     is kept until the adjoint sums of later tokens are there, which gives gw in half as many steps; from 3 on
     those of earlier tokens are kept as well, and gk and gv wait for both.
     """
-    k, v = read_block(k_s, s, BLOCK, L, PACKED), read_block(v_s, s, BLOCK, L, PACKED)
+    k, v = read_tokens(k_s, s, BLOCK, L), read_tokens(v_s, s, BLOCK, L)
     n, d, values = weigh_values(k, v, top, mean, BLOCK)
     from_n, from_d, _, _ = futures(n, d, future[0], future[1], lam, BLOCK)
-    g = read_block(g_s, s, BLOCK, L, PACKED)
+    g = read_tokens(g_s, s, BLOCK, L)
     pn, pd = past
     r, rq = on
     hs, qs, firsts, seconds, thirds, pns, pds = (), (), (), (), (), (), ()
@@ -159,7 +156,7 @@ def lean_gradients(
             both = seconds[j] + r
             gk = d[j] * (bonus * firsts[j] + (values[j] * both - (thirds[j] + rq)))
             gv = d[j] * (bonus * hs[j] + both)
-        put_row(p_gk + (s * BLOCK + j) * C, gk, there, MASKED)
-        put_row(p_gv + (s * BLOCK + j) * C, gv, there, MASKED)
+        gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
+        gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
         r, rq = r * lam + hs[j], rq * lam + qs[j]
     return past, on, gw, gu

@@ -26,18 +26,17 @@ from rwkvseg.ops.wkv.triton_shared import (
     add_entering,
     chunk_decay,
     let_next_begin,
+    misfits,
     put_tile,
     sampled_reference,
     scan_chunks,
     totals,
-    unfit,
     wait_turn,
 )
 from rwkvseg.ops.wkv.triton_shared_copies import start_keys
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     lanes_layout,
     plain_layout,
-    rows_held,
     states_layout,
     warp_layout,
 )
@@ -57,25 +56,6 @@ def anew(x):
     return gl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1
     )  # fmt: skip
-
-
-@gluon.jit
-def fetch(
-    p, tile, num_tiles, num_spans, T,
-    C: gl.constexpr, SPAN: gl.constexpr, CHANNELS: gl.constexpr, L: gl.constexpr,
-):  # fmt: skip
-    """Have a later tile, if there is one, brought to the second-level cache; p: where the tensor begins."""
-    if tile < num_tiles:
-        i_q = tile // num_spans
-        base = (i_q // (C // CHANNELS)).to(gl.int64) * T * C + i_q % (C // CHANNELS) * CHANNELS
-        base += (tile % num_spans).to(gl.int64) * (SPAN * C)
-        chunk = anew(gl.arange(0, 16, gl.SliceLayout(1, L)))[:, None]
-        row = chunk * (SPAN // 16) + gl.arange(0, 16, gl.SliceLayout(0, L))[None, :]
-        for i in gl.static_range(SPAN // 256):
-            gl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l",
-                [(p + base + (row + 16 * i) * C).to(gl.int64)], dtype=gl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
 
 
 @gluon.jit
@@ -223,16 +203,15 @@ def reach_spans(
 def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
-    PACKED: gl.constexpr, FEW_COPIES: gl.constexpr, UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
+    UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, L))[:, None]
     wait_turn(pause, processors)
@@ -244,21 +223,15 @@ def bi_wkv_fwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
+        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         top = sampled_reference(p_k + first + c[None, :], T, C)
         lam, far = gl.exp2(-w), gl.exp2(-BLOCK * w)
-        ln, ld, en, ed, pns, pds = totals(
-            k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
-        )
+        ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
         pn, pd, fn, fd, mean = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, UNROLLED > 1
         )
-        if FETCH:
-            later = tile + gl.num_programs(0)
-            fetch(p_k, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
-            fetch(p_v, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
         c_w = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
         gl.store(p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS + c_w, mean)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E  # again: nobody kept them
@@ -270,9 +243,9 @@ def bi_wkv_fwd_long_kernel(
             let_next_begin()
         y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
         least, total, _ = put_tile(
-            k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, PACKED, UNROLLED
+            k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED
         )
-        bad = unfit(least, total, w, u, T, LIMIT, 0, BLOCK)
-        gl.store(p_flags + i_q, 1, mask=bad > 0)
+        bad = misfits(least, total, w, u, T, LIMIT, 0, BLOCK)
+        gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
         gl.thread_barrier()  # nobody copies the next tile where one still reads this
         tile += gl.num_programs(0)

@@ -20,8 +20,8 @@ from rwkvseg.ops.wkv.triton_shared import (
 )
 from rwkvseg.ops.wkv.triton_shared_backward import SPARE, adjoint_pass, gradient_pass, sum_and_any
 from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
-from rwkvseg.ops.wkv.triton_shared_layouts import own_layout, plain_layout, rows_held, warp_layout
-from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, fetch, reach_spans
+from rwkvseg.ops.wkv.triton_shared_layouts import lanes_layout, plain_layout, warp_layout
+from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, reach_spans
 
 
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
@@ -29,20 +29,18 @@ def bi_wkv_bwd_long_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_states, p_flags, p_sent, T, num_spans, num_tiles,
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, FETCH: gl.constexpr,
-    PACKED: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, FEW_COPIES: gl.constexpr,
-    ONE_SUM: gl.constexpr, UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
+    LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
-    L: gl.constexpr = own_layout(CHUNKS, CHANNELS, WARPS, PACKED)
+    L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
-    ROWS: gl.constexpr = rows_held(BLOCK, BLOCKS, PACKED)
-    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
-    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [ROWS, CHUNKS, CHANNELS], plain_layout())
+    k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
+    g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     # whether registers are scarce: what follows from a thread's number, or can be read again, is not kept
-    TIGHT: gl.constexpr = (LEAN > 1 or (PACKED and BLOCKS > 4) or UNROLLED > 1) and not KEPT
+    TIGHT: gl.constexpr = (LEAN > 1 or UNROLLED > 1) and not KEPT
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     wait_turn(pause, processors)
     tile = gl.program_id(0)
@@ -53,8 +51,8 @@ def bi_wkv_bwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
-        start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS, CHUNKS, FEW_COPIES)
+        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
+        start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
@@ -62,46 +60,20 @@ def bi_wkv_bwd_long_kernel(
         top = sampled_reference(p_k + first + c[None, :], T, C)
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
-        ln, ld, en, ed, pns, pds = totals(
-            k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L, PACKED, FEW_COPIES
-        )
+        ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
         past_n, past_d, fn, fd, _ = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
         )
-        if FETCH:
-            later = tile + gl.num_programs(0)
-            fetch(p_k, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
-            fetch(p_v, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
-            fetch(p_g, later, num_tiles, num_spans, T, C, LENGTH * CHUNKS, CHANNELS, L)
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
         rows, lr, lq, er, eq, least, total = adjoint_pass(
-            k_s,
-            v_s,
-            g_s,
-            top,
-            mean,
-            lam,
-            far,
-            bonus,
-            pns,
-            pds,
-            fn,
-            fd,
-            BLOCK,
-            BLOCKS,
-            L,
-            PACKED,
-            KEPT,
-            UNROLLED,
+            k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, KEPT, UNROLLED
         )
         if GROUPS == 0 or TIGHT:  # before others wait for its registers; w, u again: nobody need keep them
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
             w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
             u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
             bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
-            if not ONE_SUM:
-                gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
         num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
@@ -109,8 +81,6 @@ def bi_wkv_bwd_long_kernel(
         )
         if GROUPS > 0 and not TIGHT:
             bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
-            if not ONE_SUM:
-                gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)
         if TIGHT:
             c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
             w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
@@ -123,15 +93,11 @@ def bi_wkv_bwd_long_kernel(
         places = base + (chunk * (LENGTH * C) + c[None, :])
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
-            (past_n, past_d), (r, rq), rows, (back_r, back_q), True,
-            C, BLOCK, BLOCKS, False, L, PACKED, LEAN, KEPT, UNROLLED,
+            (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, LEAN, KEPT, UNROLLED,
         )  # fmt: skip
         parts = p_parts + (i_b * num_spans + i_s).to(gl.int64) * 2 * C + i_c * CHANNELS + c
-        if ONE_SUM:
-            gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
-            gl.store(p_flags + i_q, 1, mask=gl.max(bad, 0) > 0)
-        else:
-            gw, gu = gl.sum(-lam * gw, 0), gl.sum(bonus * gu, 0)
+        gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
+        gl.store(p_flags + i_q, 1, mask=gl.max(bad, 0) > 0)
         gl.store(parts, gw)
         gl.store(parts + C, gu)
         gl.thread_barrier()  # nobody copies the next tile where one still reads this
