@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compiled_code import choose, compiled, count, dumped, sizes
+from compiled_code import compiled, count, dumped, sizes
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -34,22 +34,15 @@ def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any
     print(*words, found.registers, found.instructions, done.metadata.shared, *rest, flush=True)
 
 
-GROUPS = (1, 0)
-EACH: list[tuple[str, dict[str, Any]]] = [("fwd", {"LONG_UNROLLED": n}) for n in (1, 2, 8)]
-EACH += [("bwd", {"LEAN": n, "BACK_UNROLLED": m}) for n in (0, 1) for m in (1, 2)]
+CASES = [(name, groups, dtype) for dtype in ("bf16", "fp16") for name in ("fwd", "bwd") for groups in (1, 0)]
 
 
 def main() -> None:
-    cases: list[Any] = [(name, groups, "bf16", some) for name, some in EACH for groups in GROUPS]
-    cases += [(name, groups, "fp16", some) for name, some in (EACH[2], EACH[-1]) for groups in GROUPS]
-    if "RWKVSEG_COMPILE_FEW" in os.environ:
-        cases = [cases[0], cases[6], cases[-1]]
-    for name, groups, dtype, constants in cases:
-        choose(constants)
+    few = [CASES[0], CASES[2], CASES[3]]
+    for name, groups, dtype in few if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
         tile = tiled_long.long_tile(backward=name == "bwd")
-        chosen = "+".join(f"{key}={value}" for key, value in constants.items()) or "-"
         kernel = tiled_long.long_kernel(name)
-        report(kernel, tile, dtype, groups, name, groups, dtype, chosen, name=f"long{name}")
+        report(kernel, tile, dtype, groups, name, groups, dtype, name=f"long{name}")
     if len(sys.argv) > 1:
         for name in ("fwd", "bwd"):
             tile = tiled_long.long_tile(backward=name == "bwd")

@@ -14,7 +14,6 @@ from rwkvseg.ops.wkv import tiled
 
 TOKENS = {"p_k", "p_v", "p_g", "p_y", "p_gk", "p_gv"}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-OPTIONS = ("LEAN", "KEPT", "UNROLLED", "LONG_UNROLLED", "BACK_UNROLLED")
 
 
 class Counts(NamedTuple):
@@ -26,13 +25,6 @@ class Counts(NamedTuple):
     per_token: float
     barriers: int
     spills: int
-
-
-def choose(constants: dict[str, Any]) -> None:
-    """Set constants of tiled.py, and the options that are not among them as if there were none."""
-    plain = {name: 1 if name.endswith("UNROLLED") else 0 if name == "LEAN" else False for name in OPTIONS}
-    for name, value in (plain | constants).items():
-        setattr(tiled, name, value)
 
 
 def compiled(

@@ -23,6 +23,8 @@ pytestmark = [
 TILES = {
     32: tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4),
     96: tiled.Tiling(block=3, blocks=2, chunks=16, channels=16, warps=4),
+    144: tiled.Tiling(block=3, blocks=3, chunks=16, channels=16, warps=4),
+    256: tiled.Tiling(block=4, blocks=4, chunks=16, channels=16, warps=4),
     784: tiled.Tiling(block=7, blocks=7, chunks=16, channels=16, warps=4),
     1024: tiled.Tiling(block=8, blocks=8, chunks=16, channels=16, warps=4),
 }
@@ -59,6 +61,27 @@ def test_the_tiles_that_users_get(num_tokens: int, flags: list[Tensor]) -> None:
     found = errors(run(triton_bi_wkv, x), run(partial(bi_wkv, backend="scan"), x.to(torch.float64)), x)
     assert max(found.values()) < 1e-5, found
     assert [f.tolist() for f in flags] == [[0], [0]]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in registers", "in shared memory"])
+@pytest.mark.parametrize("num_tokens", [144, 256], ids=["odd number of blocks", "even"])
+def test_what_the_blocks_meet(
+    num_tokens: int, kept: bool, flags: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "kept_fits", lambda *_: kept)
+    check(inputs((1, num_tokens, 32), keys="1", decay=-8.0), 1e-5)
+    x = inputs((2, num_tokens, 16), keys="1")
+    x.k[0, 5, 3] = 60.0  # looked at by no sample
+    check(x._replace(v=x.v + 10), 1e-5)
+    assert [f.tolist() for f in flags] == [[0, 0]] * 2 + [[1, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "itemsize", "kept"), [(784, 2, True), (1024, 2, False), (512, 4, False)]
+)
+def test_what_is_kept_in_shared_memory(num_tokens: int, itemsize: int, kept: bool) -> None:
+    tile = tiled.shared_tile(num_tokens, itemsize, backward=True)
+    assert tiled.options("bwd", tile, itemsize)["KEPT"] == kept
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,9 @@ SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory b
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
 LONG_IN_ONE = False  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
-LONG_PAUSES = (0, 0)  # as PAUSE, forward and backward, of such launches
+LONG_PAUSES = (1500, 6000)  # as PAUSE, forward and backward, of such launches
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
-# of passes from shared memory. Where there is a choice of passes: False, True, or the names of those that
-# take it, "bwd", "longbwd", with a + between them
-LEAN = 0  # how much a block backward keeps in registers to take fewer instructions, see `lean_gradients`
-KEPT: bool | str = False  # whether what the blocks meet backward is kept in shared memory, where it fits
-UNROLLED = 2  # how many blocks of the last pass forward are written out: fewer moves, more code
-LONG_UNROLLED = 1  # the same where LONG_IN_ONE
-BACK_UNROLLED = 1  # the same of both last passes backward: 1, 2 or 4, where that divides the blocks
+UNROLLED = 2  # how many blocks of the last passes are written out: fewer moves of registers, more code
 
 
 class Tiling(NamedTuple):
@@ -101,22 +95,15 @@ def shared_tiling(*tensors: Tensor, backward: bool) -> Tiling | None:
     return tile if whole and fits and takes_shared_memory(*tensors) else None
 
 
-def chosen(choice: bool | str, name: str) -> bool:
-    """Return whether a pass is among those that a constant names."""
-    return name in choice.split("+") if isinstance(choice, str) else choice
-
-
 def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
-    """Return what the constants choose for a kernel: "fwd", "bwd", "longfwd" or "longbwd"."""
+    """Return what a kernel from shared memory is compiled for: "fwd", "bwd", "longfwd" or "longbwd"."""
     if name.endswith("fwd"):
-        most = UNROLLED if name == "fwd" else LONG_UNROLLED if tile.blocks > 4 else min(LONG_UNROLLED, 2)
-        return {"UNROLLED": min(most, tile.blocks)}
-    # programs that wait for each other have no registers for more
-    lean = LEAN if name == "bwd" or tile.blocks <= 4 else min(LEAN, 1)
-    step = min(BACK_UNROLLED, 4 if name == "bwd" else 2)
-    if tile.blocks % step != 0 or step == tile.blocks:
-        step = 1
-    return {"LEAN": lean, "KEPT": chosen(KEPT, name) and kept_fits(tile, itemsize), "UNROLLED": step}
+        return {"UNROLLED": min(UNROLLED, tile.blocks)}
+    even = tile.blocks % UNROLLED == 0 and tile.blocks > UNROLLED
+    found = {"UNROLLED": UNROLLED if even else 1}
+    if name == "longbwd":  # where there is no room for more
+        return found
+    return found | {"KEPT": kept_fits(tile, itemsize)}
 
 
 def kept_fits(tile: Tiling, itemsize: int) -> bool:

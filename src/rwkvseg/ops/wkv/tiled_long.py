@@ -15,7 +15,7 @@ from rwkvseg.ops.wkv.tiled import Tiling
 REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
 MEMORY = 228 * 1024  # its shared memory, of which programs have a part
 SPAN = 1024  # tokens of a program's tile
-MOST = 256  # spans of a sequence
+MOST = 64  # spans of a sequence; where all programs wait for one, launches of their own are faster
 ITEMSIZE = 2  # of its numbers: of larger ones few tiles have room on a multiprocessor
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many

@@ -226,7 +226,7 @@ def put_outputs(
 ):  # fmt: skip
     """Write the outputs of block s from what enters it on both sides.
 
-    Return what leaves it to earlier tokens, what `unfit` wants to know so far, and the first output.
+    Return what leaves it to earlier tokens, what `misfits` wants to know so far, and the first output.
     """
     n, d = weigh(k_s, v_s, s, top, 0.0, BLOCK, L)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
@@ -251,7 +251,7 @@ def put_tile(
 ):  # fmt: skip
     """Write the outputs of all blocks from what enters each from earlier tokens, the last from later ones.
 
-    Return what `unfit` wants to know, and the first output of every lane. UNROLLED: how many blocks are
+    Return what `misfits` wants to know, and the first output of every lane. UNROLLED: how many blocks are
     written out: from one step of the loop to the next rows are moved.
     """
     zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)

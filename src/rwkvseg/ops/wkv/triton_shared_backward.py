@@ -20,7 +20,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     weigh,
 )
 from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
-from rwkvseg.ops.wkv.triton_shared_gradients import lean_gradients, put_gradients
+from rwkvseg.ops.wkv.triton_shared_gradients import put_gradients
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     lanes_layout,
     plain_layout,
@@ -62,7 +62,7 @@ def adjoint_pairs(
 ):  # fmt: skip
     """Return (h, q) of the tokens of a block, two tuples: h = g / denominator, q = h out.
 
-    Then what `unfit` wants to know so far.
+    Then what `misfits` wants to know so far.
     """
     hs, qs = (), ()
     for j in gl.static_range(BLOCK):
@@ -84,7 +84,7 @@ def adjoint_step(
 ):  # fmt: skip
     """Add block s to the adjoint sums of its lanes, (lr, lq) to later and (er, eq) to earlier tokens.
 
-    Return far^(blocks so far), what leaves the block to earlier tokens, these sums, and what `unfit` wants.
+    Return far^(blocks so far), what leaves the block to earlier tokens, these sums, and what `misfits` wants.
     """
     n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
     from_n, from_d, fn, fd = futures(n, d, fn, fd, lam, BLOCK)
@@ -105,7 +105,7 @@ def adjoint_pass(
     """Go through the blocks from the last one back, UNROLLED of them a step, with what enters on both sides.
 
     Return four rows of what entered each from later tokens, n, d and the adjoint sums so far, if KEPT in
-    shared memory; then the adjoint sums that leave the lanes on both sides, and what `unfit` wants to know.
+    shared memory; then the adjoint sums that leave the lanes on both sides, and what `misfits` wants to know.
     """
     CHUNKS: gl.constexpr = k_s.shape[1]
     CHANNELS: gl.constexpr = k_s.shape[2]
@@ -142,7 +142,7 @@ def adjoint_pass(
 def gradient_pass(
     k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
-    LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+    WAIT: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Go through the blocks with what enters the lanes: past and on from earlier tokens, back from later.
 
@@ -165,16 +165,10 @@ def gradient_pass(
                 future, behind = (fns[0], fds[0]), (ers[0], eqs[0])
                 fns, fds = push_last(fns, fns[0], BLOCKS), push_last(fds, fds[0], BLOCKS)
                 ers, eqs = push_last(ers, ers[0], BLOCKS), push_last(eqs, eqs[0], BLOCKS)
-            if LEAN:
-                past, on, gw, gu = lean_gradients(
-                    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
-                    past, on, future, behind, gw, gu, C, BLOCK, L, LEAN,
-                )  # fmt: skip
-            else:
-                past, on, gw, gu = put_gradients(
-                    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
-                    past, on, future, behind, gw, gu, C, BLOCK, L,
-                )  # fmt: skip
+            past, on, gw, gu = put_gradients(
+                k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
+                past, on, future, behind, gw, gu, C, BLOCK, L, WAIT,
+            )  # fmt: skip
     return gw, gu
 
 
@@ -188,11 +182,11 @@ def sum_and_any(gw, gu, bad, more_gw, more_gu, more_bad):
 def bi_wkv_bwd_shared_kernel(
     p_w, p_u, p_k, p_v, p_g, p_gk, p_gv, p_parts, p_mean, p_unfit, T, num_flags,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu from g (B, T, C), the gradient of y, and whether unfit.
 
-    What the last constants choose: the variables of these names in tiled.py.
+    KEPT, UNROLLED: see `adjoint_pass`.
     """
     let_next_begin()
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -227,7 +221,7 @@ def bi_wkv_bwd_shared_kernel(
     places = base + (chunk * (LENGTH * C) + c[None, :])
     gw, gu = gradient_pass(
         k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
-        (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, LEAN, KEPT, UNROLLED,
+        (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, True, KEPT, UNROLLED,
     )  # fmt: skip
     # one sum over the warps for all three: they meet once
     gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)

@@ -7,46 +7,8 @@ then, from its last token back, with what comes from later ones.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from rwkvseg.ops.wkv.triton_shared import LOG2E, futures, reciprocal, weigh
+from rwkvseg.ops.wkv.triton_shared import LOG2E, futures, reciprocal
 from rwkvseg.ops.wkv.triton_shared_layouts import widened
-
-
-@gluon.jit
-def to_later(
-    g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu,
-    BLOCK: gl.constexpr, L: gl.constexpr,
-):  # fmt: skip
-    """Go through a block with what comes from earlier tokens: past, the sums, and on, the adjoint ones.
-
-    Return of every token h, q, and what it has so far of gk and of gv / d, four tuples; then the pairs that
-    leave the block, the sums of `past` over its tokens, as they reach its end, and the sums for gw and gu.
-    A token's own part of gk: `block_gradients` of triton_fast.py.
-    """
-    pn, pd = past
-    r, rq = on
-    hs, qs, gks, gvs = (), (), (), ()
-    sn, sd = pn, pd  # of earlier tokens' past, each with its decay: what the adjoint sums meet later
-    for j in gl.static_range(BLOCK):
-        num, den = pn + from_n[j], pd + from_d[j]
-        inverse = reciprocal(den + bonus * d[j])
-        h = widened(g_s.index(s * BLOCK + j).load(L)) * inverse
-        twice = h * inverse
-        q = (num + bonus * n[j]) * twice
-        own = twice * (den * n[j] - num * d[j])
-        gu = gu + own
-        gw = gw + r * from_n[j]
-        gw = gw - rq * from_d[j]
-        if j == 0:
-            sn, sd = pn, pd
-        else:
-            gw = gw + h * sn
-            gw = gw - q * sd
-            sn, sd = sn * lam + pn, sd * lam + pd
-        hs, qs = hs + (h,), qs + (q,)
-        gks, gvs = gks + (bonus * own + n[j] * r - d[j] * rq,), gvs + (bonus * h + r,)
-        pn, pd = pn * lam + n[j], pd * lam + d[j]
-        r, rq = r * lam + h, rq * lam + q
-    return hs, qs, gks, gvs, (pn, pd), (r, rq), sn, sd, gw, gu
 
 
 @gluon.jit
@@ -59,35 +21,8 @@ def read_tokens(x_s, s, BLOCK: gl.constexpr, L: gl.constexpr):
 
 
 @gluon.jit
-def put_gradients(
-    k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr,
-):  # fmt: skip
-    """Write gk and gv of block s from the pairs that enter it on both sides; on, back: the adjoint ones.
-
-    Return both that leave it to later tokens, the sum for gw but for
-    -lam, and that for gu but for exp(u).
-    """
-    n, d = weigh(k_s, v_s, s, top, mean, BLOCK, L)
-    from_n, from_d, _, _ = futures(n, d, future[0], future[1], lam, BLOCK)
-    hs, qs, gks, gvs, past, on, sn, sd, gw, gu = to_later(
-        g_s, s, n, d, past, on, from_n, from_d, bonus, lam, gw, gu, BLOCK, L
-    )
-    r, rq = back
-    gw = gw + r * sn
-    gw = gw - rq * sd
-    for j in gl.static_range(BLOCK - 1, -1, -1):
-        gk = gks[j] + n[j] * r - d[j] * rq
-        gv = d[j] * (gvs[j] + r)
-        gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
-        gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
-        r, rq = r * lam + hs[j], rq * lam + qs[j]
-    return past, on, gw, gu
-
-
-@gluon.jit
 def weigh_values(k, v, top, mean, BLOCK: gl.constexpr):
-    """Return (n, d) of the tokens of a block and v - mean, three tuples; `weigh` says what they are."""
+    """Return (n, d) of the tokens of a block and v - mean, three tuples, see `weigh`."""
     n, d, values = (), (), ()
     for j in gl.static_range(BLOCK):
         x = gl.exp2(widened(k[j]) * LOG2E - top)
@@ -97,15 +32,16 @@ def weigh_values(k, v, top, mean, BLOCK: gl.constexpr):
 
 
 @gluon.jit
-def lean_gradients(
+def put_gradients(
     k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus, past, on, future, back, gw, gu,
-    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr, LEAN: gl.constexpr,
+    C: gl.constexpr, BLOCK: gl.constexpr, L: gl.constexpr, WAIT: gl.constexpr,
 ):  # fmt: skip
-    """Do what `put_gradients` does in fewer instructions.
+    """Write gk and gv of block s from the pairs that enter it on both sides; on, back: the adjoint ones.
 
-    gk = d (v r - q + its own part) takes the weight off all of them. LEAN: from 2 on the past of every token
-    is kept until the adjoint sums of later tokens are there, which gives gw in half as many steps; from 3 on
-    those of earlier tokens are kept as well, and gk and gv wait for both.
+    Return both that leave it to later tokens, the sum for gw but for -lam, and that for gu but for exp(u).
+    A token's own part of gk: `block_gradients` of triton_fast.py; gk = d (v r - q + this part / d) takes the
+    weight off all of them. WAIT: whether each token's past and what comes from earlier tokens is kept until
+    what comes from later ones is there: fewer instructions, more registers.
     """
     k, v = read_tokens(k_s, s, BLOCK, L), read_tokens(v_s, s, BLOCK, L)
     n, d, values = weigh_values(k, v, top, mean, BLOCK)
@@ -114,7 +50,7 @@ def lean_gradients(
     pn, pd = past
     r, rq = on
     hs, qs, firsts, seconds, thirds, pns, pds = (), (), (), (), (), (), ()
-    sn, sd = pn, pd
+    sn, sd = pn, pd  # of earlier tokens' past, each with its decay: what the adjoint sums meet later
     for j in gl.static_range(BLOCK):
         num, den = pn + from_n[j], pd + from_d[j]
         inverse = reciprocal(den + bonus * d[j])
@@ -125,37 +61,34 @@ def lean_gradients(
         gu = gu + d[j] * own
         gw = gw + r * from_n[j]
         gw = gw - rq * from_d[j]
-        if LEAN == 1:
+        if WAIT:
+            pns, pds = pns + (pn,), pds + (pd,)
+            firsts, seconds, thirds = firsts + (own,), seconds + (r,), thirds + (rq,)
+        else:
             if j > 0:
                 gw = gw + h * sn
                 gw = gw - q * sd
                 sn, sd = sn * lam + pn, sd * lam + pd
-        else:
-            pns, pds = pns + (pn,), pds + (pd,)
-        if LEAN < 3:
             firsts += (bonus * own + (values[j] * r - rq),)
             seconds += (bonus * h + r,)
-        else:
-            firsts, seconds, thirds = firsts + (own,), seconds + (r,), thirds + (rq,)
         hs, qs = hs + (h,), qs + (q,)
         pn, pd = pn * lam + n[j], pd * lam + d[j]
         r, rq = r * lam + h, rq * lam + q
     past, on = (pn, pd), (r, rq)
     r, rq = back
-    if LEAN == 1:
+    if not WAIT:
         gw = gw + r * sn
         gw = gw - rq * sd
     for j in gl.static_range(BLOCK - 1, -1, -1):
-        if LEAN > 1:
+        if WAIT:
             gw = gw + r * pns[j]
             gw = gw - rq * pds[j]
-        if LEAN < 3:
-            gk = d[j] * (firsts[j] + (values[j] * r - rq))
-            gv = d[j] * (seconds[j] + r)
-        else:
             both = seconds[j] + r
             gk = d[j] * (bonus * firsts[j] + (values[j] * both - (thirds[j] + rq)))
             gv = d[j] * (bonus * hs[j] + both)
+        else:
+            gk = d[j] * (firsts[j] + (values[j] * r - rq))
+            gv = d[j] * (seconds[j] + r)
         gl.store(p_gk + (s * BLOCK + j) * C, gk.to(p_gk.dtype.element_ty))
         gl.store(p_gv + (s * BLOCK + j) * C, gv.to(p_gv.dtype.element_ty))
         r, rq = r * lam + hs[j], rq * lam + qs[j]

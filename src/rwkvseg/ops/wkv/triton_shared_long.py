@@ -158,12 +158,12 @@ def collect(p_sent, i_q, i_s, num_spans, num_tiles, decay, zero, GROUPS: gl.cons
 @gluon.jit
 def reach_spans(
     ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay,
-    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr, TIGHT: gl.constexpr = False,
+    GROUPS: gl.constexpr, L: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """Do as `reach` for a span of several, with what reaches it from the others; and return a weighted mean.
 
     That is of the values in what all spans of the sequence send, the same for all of them, (CHANNELS,) as W.
-    TIGHT: whether nothing that follows from a thread's number may stay in registers between the tiles.
+    Nothing that follows from a thread's number stays in registers between the tiles: they are scarce.
     """
     CHUNKS: gl.constexpr = ln.shape[0]
     CHANNELS: gl.constexpr = ln.shape[1]
@@ -173,11 +173,8 @@ def reach_spans(
     en_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, en)
     ed_s = gl.allocate_shared_memory(gl.float32, ln.shape, order, ed)
     ln, ld, en, ed = ln_s.load(W), ld_s.load(W), en_s.load(W), ed_s.load(W)
-    c = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
-    chunk = gl.arange(0, CHUNKS, gl.SliceLayout(1, W))
-    if TIGHT:
-        c, chunk = anew(c), anew(chunk)
-    chunk = chunk[:, None]
+    c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, W)))
+    chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, W)))[:, None]
     to_end = gl.exp2(decay * (CHUNKS - 1 - chunk).to(gl.float32))
     to_start = gl.exp2(decay * chunk.to(gl.float32))
     put_sent(
@@ -230,7 +227,7 @@ def bi_wkv_fwd_long_kernel(
         lam, far = gl.exp2(-w), gl.exp2(-BLOCK * w)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
         pn, pd, fn, fd, mean = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, UNROLLED > 1
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
         c_w = gl.arange(0, CHANNELS, gl.SliceLayout(0, W))
         gl.store(p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS + c_w, mean)

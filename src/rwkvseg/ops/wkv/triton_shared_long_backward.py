@@ -30,7 +30,7 @@ def bi_wkv_bwd_long_kernel(
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
-    LEAN: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+    UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -39,8 +39,6 @@ def bi_wkv_bwd_long_kernel(
     k_s = gl.allocate_shared_memory(p_k.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     v_s = gl.allocate_shared_memory(p_v.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
     g_s = gl.allocate_shared_memory(p_g.dtype.element_ty, [LENGTH, CHUNKS, CHANNELS], plain_layout())
-    # whether registers are scarce: what follows from a thread's number, or can be read again, is not kept
-    TIGHT: gl.constexpr = (LEAN > 1 or UNROLLED > 1) and not KEPT
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, L))
     wait_turn(pause, processors)
     tile = gl.program_id(0)
@@ -62,38 +60,35 @@ def bi_wkv_bwd_long_kernel(
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
         past_n, past_d, fn, fd, _ = reach_spans(
-            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
+            ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
         pns, pds = add_entering(pns, pds, past_n, past_d, far, BLOCKS, False)
         async_copy.wait_group(0)
         rows, lr, lq, er, eq, least, total = adjoint_pass(
-            k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, KEPT, UNROLLED
+            k_s, v_s, g_s, top, mean, lam, far, bonus, pns, pds, fn, fd, BLOCK, BLOCKS, L, False, UNROLLED
         )
-        if GROUPS == 0 or TIGHT:  # before others wait for its registers; w, u again: nobody need keep them
-            c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
-            w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
-            u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
-            bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
+        # registers are scarce: what follows from a thread's number, or can be read again, is not kept
+        c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
+        w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+        u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+        bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
         num_groups = (num_spans + GROUP - 1) // GROUP
         seconds = p_sent + (num_tiles + num_tiles // num_spans * num_groups) * (4 * CHANNELS)
         r, rq, back_r, back_q, _ = reach_spans(
-            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W, TIGHT
+            lr, lq, er, eq, seconds, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
-        if GROUPS > 0 and not TIGHT:
-            bad = misfits(least, total, w, u, T, LIMIT, SPARE, BLOCK)
-        if TIGHT:
-            c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
-            w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
-            u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
-            state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
-            mean = gl.load(state + c[None, :])
-            top = sampled_reference(p_k + first + c[None, :], T, C)
-            lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
+        c = anew(gl.arange(0, CHANNELS, gl.SliceLayout(0, L)))
+        w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+        u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
+        state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
+        mean = gl.load(state + c[None, :])
+        top = sampled_reference(p_k + first + c[None, :], T, C)
+        lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
-            (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, LEAN, KEPT, UNROLLED,
+            (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, False, False, UNROLLED,
         )  # fmt: skip
         parts = p_parts + (i_b * num_spans + i_s).to(gl.int64) * 2 * C + i_c * CHANNELS + c
         gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
