@@ -20,7 +20,7 @@ from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
     options = tiled.options(name, tile, 4 if dtype == "fp32" else 2) if name else {}
-    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True}
+    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True, "AHEAD": tiled.LONG_AHEAD}
     constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     gluon = "GROUPS" in kernel.arg_names
     launch = {"num_warps": tile.warps, "maxnreg": tile.registers if gluon else 128}
@@ -38,6 +38,7 @@ CASES = [(name, groups, dtype) for dtype in ("bf16", "fp16") for name in ("fwd",
 
 
 def main() -> None:
+    tiled.LONG_AHEAD = "RWKVSEG_AHEAD" in os.environ
     few = [CASES[0], CASES[2], CASES[3]]
     for name, groups, dtype in few if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
         tile = tiled_long.long_tile(backward=name == "bwd")

@@ -55,10 +55,13 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
     if ON_GPU:
         pytest.skip("emulated where Triton's kernels are interpreted")
 
-    def setup(tile: tiled.Tiling = TILE, programs: int = 3, read: int = 64) -> list[tuple[int, Tensor]]:
+    def setup(
+        tile: tiled.Tiling = TILE, programs: int = 3, read: int = 64, ahead: bool = False
+    ) -> list[tuple[int, Tensor]]:
         seen: list[tuple[int, Tensor]] = []
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
+        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
         monkeypatch.setattr(tiled_long, "ITEMSIZE", 4)
         monkeypatch.setattr(tiled_long, "READ", read)
         monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
@@ -91,13 +94,14 @@ def test_it_agrees_with_the_definition(
 
 
 @pytest.mark.parametrize("tile", [ODD, EVEN], ids=["odd", "even"])
-def test_several_blocks_to_a_lane(tile: tiled.Tiling, long: Setup) -> None:
-    seen = long(tile)
-    check(inputs((1, 2 * tile.span, 16), keys="3", decay=-8.0), 1e-5)
-    x = inputs((1, 2 * tile.span, 16), keys="1")
-    x.k[0, 70, 7] = 60.0
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "next tile copied ahead"])
+def test_several_blocks_to_a_lane(ahead: bool, tile: tiled.Tiling, long: Setup) -> None:
+    seen = long(tile, programs=2, ahead=ahead)  # which take two tiles each
+    check(inputs((1, 2 * tile.span, 32), keys="3", decay=-8.0), 1e-5)
+    x = inputs((1, 2 * tile.span, 32), keys="1")
+    x.k[0, 70, 17] = 60.0
     check(x._replace(v=x.v + 10), 1e-5)
-    assert unfit(seen, 1) == [[0], [0], [1], [1]]
+    assert unfit(seen, 2) == [[0, 0]] * 2 + [[0, 1]] * 2
 
 
 @pytest.mark.parametrize(("read", "num_spans"), [(64, 19), (1, 3), (1, 16), (1, 35)])
@@ -107,9 +111,9 @@ def test_many_spans(read: int, num_spans: int, long: Setup) -> None:
     assert unfit(seen, 1) == [[0], [0]]
 
 
-@pytest.mark.parametrize("programs", [3, 5, 8])
-def test_rounds_of_any_size(programs: int, long: Setup) -> None:
-    seen = long(programs=programs)
+@pytest.mark.parametrize(("programs", "ahead"), [(3, False), (5, False), (8, False), (3, True), (5, True)])
+def test_rounds_of_any_size(programs: int, ahead: bool, long: Setup) -> None:
+    seen = long(programs=programs, ahead=ahead)
     check(inputs((2, 96, 32), keys="1"), 1e-5)
     assert [number for number, _ in seen] == [programs] * 2
 
@@ -238,7 +242,9 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class TestOnAGpu:
     """At the sizes that users get; memory is poisoned, conftest.py sees to it."""
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize(
+        ("dtype", "ahead"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)], ids=str
+    )
     @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 32768, 32), (5, 2048, 80)], ids=str)
     @pytest.mark.parametrize(
         ("keys", "decay"), [("1", 3.0), ("10", -8.0), ("50", 30.0), ("50", -300.0), ("one-hot", 5000.0)]
@@ -249,9 +255,11 @@ class TestOnAGpu:
         keys: str,
         decay: float,
         dtype: torch.dtype,
+        ahead: bool,
         switched_on: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
         x = on_gpu(inputs(shape, keys=keys, decay=decay), dtype)
         exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))
         ours = run(triton_bi_wkv, x)
@@ -261,8 +269,16 @@ class TestOnAGpu:
         found, allowed = errors(ours, exact, x), errors(general, exact, x)
         assert all(found[name] <= max(1.1 * allowed[name], 1e-4) for name in found), (found, allowed)
 
+    @pytest.mark.parametrize("ahead", [False, True])
     @pytest.mark.parametrize("shape", [(8, 4096, 576), (1, 65536, 64), (3, 18432, 48)], ids=str)
-    def test_the_same_bits_twice(self, shape: tuple[int, int, int], switched_on: list[str]) -> None:
+    def test_the_same_bits_twice(
+        self,
+        shape: tuple[int, int, int],
+        ahead: bool,
+        switched_on: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
         x = on_gpu(inputs(shape, keys="1"))
         first = run(triton_bi_wkv, x)
         for _ in range(5):

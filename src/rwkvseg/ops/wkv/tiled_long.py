@@ -15,7 +15,6 @@ from rwkvseg.ops.wkv.tiled import Tiling
 REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
 MEMORY = 228 * 1024  # its shared memory, of which programs have a part
 SPAN = 1024  # tokens of a program's tile
-MOST = 64  # spans of a sequence; where all programs wait for one, launches of their own are faster
 ITEMSIZE = 2  # of its numbers: of larger ones few tiles have room on a multiprocessor
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
@@ -53,7 +52,7 @@ def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     tiles = [long_tile(backward=b) for b in (False, True)]
     num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
     # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
-    if num_spans < 2 or left > 0 or num_tokens * channels >= 2**31 or num_spans > MOST:
+    if num_spans < 2 or left > 0 or num_tokens * channels >= 2**31 or num_spans > tiled.LONG_MOST:
         return None
     if any(
         num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b)
@@ -131,6 +130,7 @@ class _Launch:
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
+            AHEAD=tiled.LONG_AHEAD,
             **tiled.options(f"long{self.name}", self.tile, self.itemsize),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,

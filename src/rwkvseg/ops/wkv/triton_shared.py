@@ -15,7 +15,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from rwkvseg.ops.wkv.triton_shared_copies import start_keys
+from rwkvseg.ops.wkv.triton_shared_copies import copy_ahead, start_keys
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     lanes_layout,
     plain_layout,
@@ -246,13 +246,14 @@ def put_outputs(
 @gluon.jit
 def put_tile(
     k_s, v_s, p_y, top, lam, bonus, pns, pds, fn, fd,
-    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
-    UNROLLED: gl.constexpr,
+    C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr, UNROLLED: gl.constexpr,
+    later=None, WARPS: gl.constexpr = 0,
 ):  # fmt: skip
     """Write the outputs of all blocks from what enters each from earlier tokens, the last from later ones.
 
     Return what `misfits` wants to know, and the first output of every lane. UNROLLED: how many blocks are
-    written out: from one step of the loop to the next rows are moved.
+    written out: from one step of the loop to the next rows are moved. later: None or, for `copy_ahead` into
+    the memory of the blocks that are done, the tile that follows.
     """
     zero = gl.full([k_s.shape[1], k_s.shape[2]], 0.0, gl.float32, L)
     least, total, some = zero + float("inf"), zero, zero
@@ -262,6 +263,8 @@ def put_tile(
             k_s, v_s, p_y, BLOCKS - 1 - j, top, lam, bonus, pns[BLOCKS - 1 - j], pds[BLOCKS - 1 - j], fn, fd,
             least, total, C, BLOCK, L,
         )  # fmt: skip
+    if later is not None and FIRST > 0:
+        copy_ahead((k_s, v_s), later, BLOCKS - FIRST, C, BLOCK, BLOCK * BLOCKS, WARPS, FIRST)
     for i in range(BLOCKS // UNROLLED):  # from the last block back
         for j in gl.static_range(UNROLLED):
             pn, pd = pns[BLOCKS - 1 - FIRST], pds[BLOCKS - 1 - FIRST]
@@ -270,6 +273,9 @@ def put_tile(
                 k_s, v_s, p_y, BLOCKS - 1 - FIRST - j - UNROLLED * i, top, lam, bonus, pn, pd, fn, fd,
                 least, total, C, BLOCK, L,
             )  # fmt: skip
+        if later is not None:
+            done = BLOCKS - FIRST - UNROLLED * (i + 1)
+            copy_ahead((k_s, v_s), later, done, C, BLOCK, BLOCK * BLOCKS, WARPS, UNROLLED)
     return least, total, some
 
 

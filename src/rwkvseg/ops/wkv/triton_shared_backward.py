@@ -19,7 +19,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     totals,
     weigh,
 )
-from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
+from rwkvseg.ops.wkv.triton_shared_copies import copy_ahead, start_gradients, start_keys
 from rwkvseg.ops.wkv.triton_shared_gradients import put_gradients
 from rwkvseg.ops.wkv.triton_shared_layouts import (
     lanes_layout,
@@ -143,6 +143,7 @@ def gradient_pass(
     k_s, v_s, g_s, p_gk, p_gv, top, mean, w, lam, far, bonus, past, on, rows, back,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, L: gl.constexpr,
     WAIT: gl.constexpr, KEPT: gl.constexpr, UNROLLED: gl.constexpr,
+    later=None, WARPS: gl.constexpr = 0,
 ):  # fmt: skip
     """Go through the blocks with what enters the lanes: past and on from earlier tokens, back from later.
 
@@ -169,6 +170,8 @@ def gradient_pass(
                 k_s, v_s, g_s, p_gk, p_gv, s, top, mean, lam, bonus,
                 past, on, future, behind, gw, gu, C, BLOCK, L, WAIT,
             )  # fmt: skip
+        if later is not None:
+            copy_ahead((k_s, v_s, g_s), later, UNROLLED * i, C, BLOCK, BLOCK * BLOCKS, WARPS, UNROLLED)
     return gw, gu
 
 

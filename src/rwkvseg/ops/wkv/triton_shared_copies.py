@@ -12,10 +12,9 @@ from rwkvseg.ops.wkv.triton_shared_layouts import copy_layout
 
 @gluon.jit
 def copy_tokens(
-    to_s, p, C: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr, LENGTH: gl.constexpr,
-    WARPS: gl.constexpr,
+    to_s, p, C: gl.constexpr, first, WIDTH: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr
 ):  # fmt: skip
-    """Begin to copy WIDTH tokens of every chunk from FIRST on; p: of the program's first number."""
+    """Begin to copy WIDTH tokens of every chunk from the first on; p: of the program's first number."""
     CHUNKS: gl.constexpr = to_s.shape[1]
     CHANNELS: gl.constexpr = to_s.shape[2]
     COPY: gl.constexpr = copy_layout(CHUNKS, CHANNELS, WARPS)
@@ -23,8 +22,8 @@ def copy_tokens(
     chunk = gl.arange(0, CHUNKS, gl.SliceLayout(0, gl.SliceLayout(2, COPY)))[None, :, None]
     c = gl.arange(0, CHANNELS, gl.SliceLayout(0, gl.SliceLayout(1, COPY)))[None, None, :]
     order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    rows_s = to_s.index(FIRST)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
-    async_copy.async_copy_global_to_shared(rows_s, p + ((FIRST + token) * C + chunk * (LENGTH * C) + c))
+    rows_s = to_s.index(first)._reinterpret(to_s.dtype, [WIDTH, CHUNKS, CHANNELS], order)
+    async_copy.async_copy_global_to_shared(rows_s, p + ((first + token) * C + chunk * (LENGTH * C) + c))
 
 
 @gluon.jit
@@ -59,4 +58,24 @@ def start_gradients(
     """Begin to copy g, in one group."""
     for eight in gl.static_range(BLOCKS):
         copy_eight(g_s, p_g, C, eight, LENGTH, WARPS)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def copy_ahead(
+    tiles_s, later, s, C: gl.constexpr, BLOCK: gl.constexpr, LENGTH: gl.constexpr, WARPS: gl.constexpr,
+    NUMBER: gl.constexpr,
+):  # fmt: skip
+    """Begin to copy NUMBER blocks of a later tile, from s on, over those of this one, in one group.
+
+    tiles_s: the memory of two or three tensors; later: whether there is such a tile, and where it begins in
+    each of them.
+    """
+    WIDTH: gl.constexpr = BLOCK * NUMBER
+    WHOLE: gl.constexpr = WIDTH & (WIDTH - 1) == 0
+    gl.thread_barrier()  # nobody reads these blocks any more
+    if later[0]:
+        for i in gl.static_range(len(tiles_s)):
+            for j in gl.static_range(1 if WHOLE else WIDTH):
+                copy_tokens(tiles_s[i], later[1 + i], C, s * BLOCK + j, WIDTH if WHOLE else 1, LENGTH, WARPS)
     async_copy.commit_group()

@@ -20,6 +20,7 @@ them badly, a later launch (triton_mend_long.py) does the sequence again. Legend
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from rwkvseg.ops.wkv.triton_shared import (
     LOG2E,
@@ -56,6 +57,14 @@ def anew(x):
     return gl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1
     )  # fmt: skip
+
+
+@gluon.jit
+def start_of(tile, num_spans, T, C: gl.constexpr, SPAN: gl.constexpr, CHANNELS: gl.constexpr):
+    """Return where a tile begins, for one that there is."""
+    i_q = tile // num_spans
+    start = (i_q // (C // CHANNELS)).to(gl.int64) * T * C + i_q % (C // CHANNELS) * CHANNELS
+    return start + (tile % num_spans).to(gl.int64) * (SPAN * C)
 
 
 @gluon.jit
@@ -200,10 +209,13 @@ def reach_spans(
 def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
-    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
-    UNROLLED: gl.constexpr,
+    LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, UNROLLED: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6."""
+    """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6.
+
+    AHEAD: whether a program copies its next tile while it still goes through this one.
+    """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
     LENGTH: gl.constexpr = BLOCK * BLOCKS
@@ -220,7 +232,10 @@ def bi_wkv_fwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
+        if AHEAD and tile >= gl.num_programs(0):
+            async_copy.wait_group(0)
+        else:
+            start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         top = sampled_reference(p_k + first + c[None, :], T, C)
@@ -239,8 +254,13 @@ def bi_wkv_fwd_long_kernel(
         if tile + gl.num_programs(0) >= num_tiles:
             let_next_begin()
         y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
+        later = None
+        if AHEAD:
+            after = tile + gl.num_programs(0)
+            place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+            later = after < num_tiles, p_k + place, p_v + place
         least, total, _ = put_tile(
-            k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED
+            k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED, later, WARPS
         )
         bad = misfits(least, total, w, u, T, LIMIT, 0, BLOCK)
         gl.store(p_flags + i_q, 1, mask=gl.max(gl.max(bad, 1), 0) > 0)

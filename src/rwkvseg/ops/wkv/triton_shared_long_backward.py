@@ -21,7 +21,7 @@ from rwkvseg.ops.wkv.triton_shared import (
 from rwkvseg.ops.wkv.triton_shared_backward import SPARE, adjoint_pass, gradient_pass, sum_and_any
 from rwkvseg.ops.wkv.triton_shared_copies import start_gradients, start_keys
 from rwkvseg.ops.wkv.triton_shared_layouts import lanes_layout, plain_layout, warp_layout
-from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, reach_spans
+from rwkvseg.ops.wkv.triton_shared_long import GROUP, anew, reach_spans, start_of
 
 
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
@@ -30,7 +30,7 @@ def bi_wkv_bwd_long_kernel(
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
-    UNROLLED: gl.constexpr,
+    UNROLLED: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -49,8 +49,11 @@ def bi_wkv_bwd_long_kernel(
         i_b = i_q // (C // CHANNELS)
         first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
         base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
-        start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
-        start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS)
+        if AHEAD and tile >= gl.num_programs(0):
+            async_copy.wait_group(0)
+        else:
+            start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
+            start_gradients(g_s, p_g + base, C, BLOCKS, LENGTH, WARPS)
         w = gl.load(p_w + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         u = gl.load(p_u + i_c * CHANNELS + c[None, :]).to(gl.float32) * LOG2E
         state = p_states + ((i_b * num_spans + i_s).to(gl.int64) * 7 + 6) * C + i_c * CHANNELS
@@ -86,9 +89,15 @@ def bi_wkv_bwd_long_kernel(
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
+        later = None
+        if AHEAD:
+            after = tile + gl.num_programs(0)
+            place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+            later = after < num_tiles, p_k + place, p_v + place, p_g + place
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
             (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, False, False, UNROLLED,
+            later, WARPS,
         )  # fmt: skip
         parts = p_parts + (i_b * num_spans + i_s).to(gl.int64) * 2 * C + i_c * CHANNELS + c
         gw, gu, bad = gl.reduce((-lam * gw, bonus * gu, bad), 0, sum_and_any)
