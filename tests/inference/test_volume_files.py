@@ -1,6 +1,7 @@
 """`rwkvseg predict` on NIfTI volumes: labels lie over the object in the world, and bad files are refused."""
 
 import gzip
+import json
 import signal
 import struct
 import subprocess
@@ -113,6 +114,38 @@ def test_at_another_spacing_the_object_keeps_its_place(rwkvseg, model, tmp_path)
         centroids = [apply_affine(written.affine, np.argwhere(mask)).mean(0) for mask in (labels, inside)]
         assert dice > 0.9
         np.testing.assert_allclose(*centroids, atol=0.15)
+
+
+def test_the_largest_part_is_kept_and_said_so(rwkvseg, model, tmp_path):
+    shape, affine = (33, 28, 21), affine_around(*LPS, (33, 28, 21))
+    inside = write_organ(tmp_path / "scan.nii.gz", affine, shape)
+    scan = nibabel.load(tmp_path / "scan.nii.gz")
+    values = np.asarray(scan.dataobj).copy()
+    values[:2, :2, :2] = values[30, 1, 19] = 900  # specks far from the organ
+    assert not inside[:3, :3, :3].any()
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "scan.nii.gz")
+    given = ("predict", "-m", model(), "-i", tmp_path / "scan.nii.gz", "--report", tmp_path / "report.json")
+    assert rwkvseg(*given, "-o", tmp_path / "raw")[0] == 0
+    assert np.asarray(nibabel.load(tmp_path / "raw/scan.nii.gz").dataobj).sum() == inside.sum() + 9
+    assert "keep_largest" not in json.loads((tmp_path / "raw/prediction.json").read_text())
+    code, _, err = rwkvseg(*given, "-o", tmp_path / "out", "--keep-largest", "organ")
+    assert code == 0, err
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "out/scan.nii.gz").dataobj, inside)
+    assert json.loads((tmp_path / "out/prediction.json").read_text())["keep_largest"] == ["organ"]
+    (row,) = json.loads((tmp_path / "report.json").read_text())["cases"]
+    assert (row["removed"], row["pixels"]["organ"]) == ({"organ": 9}, inside.sum())
+    (tmp_path / "truth").mkdir()
+    nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8), affine), tmp_path / "truth/scan.nii.gz")
+    code, _, err = rwkvseg(
+        "evaluate", "-p", tmp_path / "out", "-t", tmp_path / "truth", "-o", tmp_path / "scores"
+    )
+    assert code == 0, err
+    assert "largest part only" in (tmp_path / "scores/report.html").read_text()
+    summary = json.loads((tmp_path / "scores/summary.json").read_text())
+    assert summary["rwkvseg"]["context"]["keep_largest"] == ["organ"]
+    code, _, err = rwkvseg(*given, "-o", tmp_path / "other", "--keep-largest", "liver")
+    assert code == 2
+    assert "'liver', which is no structure; known are organ (1)" in err
 
 
 REAL = {

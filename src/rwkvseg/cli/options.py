@@ -79,6 +79,13 @@ SeriesOption = Annotated[
     list[str] | None,
     typer.Option(help="Of a DICOM folder, only this series: its number, UID or case id; repeatable."),
 ]
+LargestOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-largest",
+        help="Of this label (name, value or all) keep only the largest connected part; repeatable.",
+    ),
+]
 MirrorOption = Annotated[
     bool, typer.Option("--mirror/--no-mirror", help="Mean over all mirrorings of a volume: 8 times the work.")
 ]

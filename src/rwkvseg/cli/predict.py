@@ -12,6 +12,7 @@ from rwkvseg.cli.options import (
     Device,
     DeviceOption,
     FormatOption,
+    LargestOption,
     MemoryOption,
     MirrorOption,
     OverlapOption,
@@ -46,6 +47,7 @@ def predict(
     ] = None,
     wanted: FormatOption = ResultFormat.auto,
     series: SeriesOption = None,
+    largest: LargestOption = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures of the result.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a machine-readable report (JSON).")] = None,
     overlap: OverlapOption = 0.5,
@@ -62,6 +64,8 @@ def predict(
         rwkvseg predict -m runs/kvasir -i Kvasir-SEG --part test -o predictions
 
         rwkvseg predict -m runs/ct -i study --series 3 --format dicom-seg -o predictions
+
+        rwkvseg predict -m runs/ct -i folder --keep-largest liver --keep-largest spleen -o predictions
     """
     from rwkvseg.inference.predict import predict_files, write_report_json
     from rwkvseg.inference.predictor import Predictor
@@ -83,6 +87,7 @@ def predict(
             protocol=protocol.value,
             wanted=wanted.value,
             overlay=overlay,
+            largest=largest or (),
             source=str(inputs),
             on_case=bar.on_case,
             on_windows=bar.on_windows,

@@ -52,7 +52,11 @@ def resolve_regions(regions: Regions, labels: Mapping[str, int]) -> dict[str, tu
     for name, members in regions.items():
         if name in labels or name == "mean":
             raise UsageError(f"region {name!r} is called like a row of the table. Give it another name.")
-        values = tuple(sorted({_value(member, name, labels) for member in members}))
+        values = tuple(
+            sorted(
+                {structure_value(member, labels, f"region {name!r} joins {member!r}") for member in members}
+            )
+        )
         if not values:
             raise UsageError(f"region {name!r} joins nothing. Name the labels that it joins.")
         same = next((other for other, joined in found.items() if joined == values), None)
@@ -62,14 +66,21 @@ def resolve_regions(regions: Regions, labels: Mapping[str, int]) -> dict[str, tu
     return found
 
 
-def _value(member: str | int, region: str, labels: Mapping[str, int]) -> int:
+def structure_value(member: str | int, labels: Mapping[str, int], asked: str) -> int:
+    """Value of a label that is not background, by its name or value; a name wins over a value.
+
+    Args:
+        member: name or value.
+        labels: name to value.
+        asked: what was asked for, as the error begins.
+
+    Raises:
+        UsageError: background, or no such label.
+    """
     value = labels.get(str(member))
     if value is None and str(member).isdecimal() and int(member) in labels.values():
         value = int(member)
     if not value:
         known = ", ".join(f"{name} ({number})" for name, number in labels.items() if number)
-        raise UsageError(
-            f"region {region!r} joins {member!r}, which is no structure; known are {known}. "
-            "Name some of these."
-        )
+        raise UsageError(f"{asked}, which is no structure; known are {known}. Name some of these.")
     return value

@@ -40,6 +40,7 @@ class Record(BaseModel):
     model: dict[str, Any] = {}
     resize: Resize = Resize()
     precision: str = ""
+    keep_largest: list[str] = []
     dicom_series: dict[str, str] = {}
 
 
@@ -88,6 +89,7 @@ class Context:
             "resize": self.record.resize.model_dump() if self.record.resize.rule else None,
             "model": self.record.model,
             "precision": self.record.precision or None,
+            "keep_largest": self.record.keep_largest,
             "not_predicted": list(self.not_predicted),
             "structures_left_out": list(self.left_out),
             "warnings": self.warnings,
@@ -113,6 +115,8 @@ class Context:
             lines["model"] = f"{model.get('name')}, weights {str(model.get('weights_sha256'))[:12]}"
         if self.record.precision:
             lines["computed in"] = self.record.precision
+        if self.record.keep_largest:
+            lines["largest part only"] = ", ".join(self.record.keep_largest)
         if self.record.protocol is not None:
             lines["predicted under protocol"] = self.record.protocol
         if self.record.resize.rule:

@@ -19,6 +19,7 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
+from rwkvseg.inference.components import keep_largest, labels_to_keep
 from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.freed_memory import freed_memory_kept
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
@@ -42,6 +43,7 @@ class Predicted:
     file: Path
     seconds: float
     pixels: dict[str, int]  # label name -> number of pixels or voxels
+    removed: dict[str, int]  # the same of what `keep_largest` made background
     resized: bool = False  # whether the network saw slices of another size than the case has
 
 
@@ -53,6 +55,7 @@ def predict_files(
     protocol: Protocol = "strict",
     wanted: Format = "auto",
     overlay: bool = False,
+    largest: Sequence[str | int] = (),
     source: str = "",
     on_case: Callable[[Predicted], None] = lambda _: None,
     on_windows: OnWindows = lambda _done, _total: None,
@@ -70,6 +73,8 @@ def predict_files(
         protocol: see `Predictor.predict`.
         wanted: format of the label maps, see `write_prediction`.
         overlay: also write `OUT/overlays/<case>.png`, the label map over the image.
+        largest: labels of which only the largest connected part is kept, by names or values, or "all"; see
+            `keep_largest`.
         source: path of the images as the user gave it, for the record.
         on_case: called after each case, for a progress bar.
         on_windows: called with (done, total) as the windows of a volume go by, see `Predictor.predict`.
@@ -77,9 +82,11 @@ def predict_files(
     Raises:
         DataError: a case cannot be read, does not fit the network or would not fit into memory; cases before
             it stay written.
-        UsageError: the format does not fit a case, or `out` is a folder of images or truths.
+        UsageError: the format does not fit a case, `out` is a folder of images or truths, or a label in
+            `largest` is not there.
         OutputError: a result cannot be written.
     """
+    kept = labels_to_keep(largest, predictor.labels)
     _refuse_data_folder(inputs, out, source)
     done = []
     cases = read_cases(predictor, inputs, protocol)
@@ -90,15 +97,17 @@ def predict_files(
             case, prepared = next(cases)
             check_format(wanted, files, case.spatial_shape)
             prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
+            removed = keep_largest(prediction, kept.values())
             path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
             if overlay:
                 _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
             counts = _count(prediction, max(predictor.labels.values()) + 1)
             pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
             seconds = time.perf_counter() - started
-            done.append(Predicted(files.id, path, seconds, pixels, predictor.resizes(case)))
+            gone = {name: removed[value] for name, value in kept.items()}
+            done.append(Predicted(files.id, path, seconds, pixels, gone, predictor.resizes(case)))
             on_case(done[-1])
-    record = _record(predictor, protocol, source, done)
+    record = _record(predictor, protocol, source, done) | ({"keep_largest": list(kept)} if kept else {})
     series = {files.id: files.series for files in inputs if files.series is not None}
     write_json(out / RECORD, record | ({"dicom_series": series} if series else {}))
     return done
@@ -207,6 +216,7 @@ def write_report_json(
                 "file": str(item.file),
                 "seconds": round(item.seconds, 4),
                 "pixels": item.pixels,
+                **({"removed": item.removed} if item.removed else {}),
             }
             for item in done
         ],
