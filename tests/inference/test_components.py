@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
 from rwkvseg.errors import UsageError
 from rwkvseg.inference.components import keep_largest, labels_to_keep
@@ -71,3 +72,20 @@ def test_which_labels_are_meant():
 def test_what_is_no_structure_is_refused(word):
     with pytest.raises(UsageError, match=r"no structure; known are organ \(1\), vessel \(2\)"):
         labels_to_keep([word], LABELS)
+
+
+@pytest.mark.parametrize("protocol", ["strict", "transunet"])
+def test_pictures_keep_one_part_of_each_label(rwkvseg, small_run, phantom, tmp_path, protocol):
+    given = ("predict", "-m", small_run, "-i", phantom, "--device", "cpu", "--protocol", protocol)
+    assert rwkvseg(*given, "-o", tmp_path / "raw")[0] == 0
+    code, _, err = rwkvseg(*given, "-o", tmp_path / "out", "--keep-largest", "all")
+    assert code == 0, err
+    names = [path.name for path in (tmp_path / "raw").glob("*.png")]
+    removed = 0
+    for name in names:
+        raw, kept = (np.array(Image.open(tmp_path / folder / name)) for folder in ("raw", "out"))
+        assert all(len(parts_of(kept, value)) <= 1 for value in np.unique(kept) if value > 0)
+        assert (kept[kept > 0] == raw[kept > 0]).all()
+        removed += int((kept != raw).sum())
+    assert names
+    assert removed > 0, "nothing was to be done"
