@@ -73,7 +73,9 @@ def count(binary: bytes, tile: tiled.Tiling, unrolled: int = 1) -> Counts:
     loops = [
         len(body)
         for body in bodies
-        if steps > 1 and any("MUFU.RCP" in text for text in body) and not any(re.search(r"\bDEPBAR", x) for x in body)
+        if steps > 1
+        and any("MUFU.RCP" in text for text in body)
+        and not any(re.search(r"\bDEPBAR", text) for text in body)
     ]
     return Counts(
         registers=max(map(int, re.findall(r"REG:(\d+)", dumped(binary, "-res-usage")))),
