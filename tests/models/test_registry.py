@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from torch import nn
 
 from rwkvseg.errors import UsageError
@@ -39,6 +40,13 @@ def test_the_peer_network_is_the_stated_one() -> None:
     for features in (4, (1, 2, 3), (8, 8, 8, 8, 8, 0)):
         with pytest.raises(UsageError, match="Give"):
             create_model("monai_basic_unet", features=features)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if not name.startswith("monai_")])
+def test_our_networks_can_be_made_without_memory(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=3)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
 @pytest.mark.usefixtures("scratch_registry")

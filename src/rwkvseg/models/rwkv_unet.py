@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         # not below 3 inside, so that weights for 3 channels fit any number
         inner = max(channels, 3)
         self.stem = PerceptionBlock(channels, config.stem_width, inner, norm=nn.Identity(), squeeze=True)
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         self.stages = nn.ModuleList(
             _build_stage(config, number, drop_path_rates=[rates.pop(0) for _ in range(depth)])
             for number, depth in enumerate(config.depths, start=1)
