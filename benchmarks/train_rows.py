@@ -31,7 +31,11 @@ class Row:
 
     def learns(self) -> bool:
         """Whether it has neither left its model nor ended."""
-        return self.process.poll() is None and not (self.folder / "model" / "model.json").exists()
+        return not self.ended() and not (self.folder / "model" / "model.json").exists()
+
+    def ended(self) -> bool:
+        """Whether its process is over."""
+        return self.process.poll() is not None
 
 
 def begin(options: argparse.Namespace, name: str, changes: Sequence[str]) -> Row:
@@ -95,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     went_well = True
+    pack_finished(options)  # of an earlier call
     begun: list[Row] = []  # and not ended: at most the row that learns and the one before, at its test
     for name, *changes in options.row:
         if (options.out / name / "summary.json").exists():
@@ -105,11 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             went_well = False
             break
         begun.append(begin(options, name, changes))
-        while begun[-1].learns():
+        while begun[-1].learns() or len(begun) > 1:
+            if len(begun) > 1 and (begun[0].ended() or not begun[1].learns()):
+                went_well = finish(begun.pop(0))
+                pack_finished(options)  # at once: who calls this may have a time limit
             time.sleep(LOOK)
-        if len(begun) > 1:
-            went_well = finish(begun.pop(0))
-            pack_finished(options)
         if not went_well or begun[-1].process.poll() not in (None, 0):
             break
     for row in begun:

@@ -11,12 +11,17 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 STAND_IN = """#!{python}
 # what `rwkvseg train` leaves; rows whose changes say so fail
-import pathlib, sys, time
+import pathlib, sys, tarfile, time
 arguments = sys.argv[1:]
 assert arguments[:4] == ["-m", "rwkvseg.cli", "train", "a_recipe"], arguments
 run = pathlib.Path(arguments[arguments.index("-o") + 1])
 if "model.name=broken" in arguments:
     sys.exit("error: broken")
+if "model.name=slow" in arguments:  # learns until the row before is packed
+    latest = time.monotonic() + 10
+    while "tiny0/summary.json" not in tarfile.open(run.parent / "rows.tar.gz").getnames():
+        assert time.monotonic() < latest
+        time.sleep(0.02)
 for name in ("recipe.yaml", "weights.bin", "model/model.json", "evaluation/test/scores.csv"):
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).write_text(" ".join(arguments))
@@ -73,6 +78,11 @@ def test_a_row_that_fails_stops_the_others_and_shows_why(
     assert "tiny0: done" in said  # its test was waited for
     assert not (tmp_path / "runs" / "late").exists()
     assert "tiny0/weights.bin" in packed(tmp_path / "runs")
+
+
+def test_a_row_is_packed_while_the_next_one_learns(script: Any, tmp_path: Path) -> None:
+    assert script.main(command(tmp_path / "runs", "tiny0", "slow0 model.name=slow")) == 0
+    assert "slow0/summary.json" in packed(tmp_path / "runs")
 
 
 def test_no_row_begins_too_late(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
