@@ -34,19 +34,24 @@ def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any
     print(*words, found.registers, found.instructions, done.metadata.shared, *rest, flush=True)
 
 
-CASES = [(name, groups, dtype) for dtype in ("bf16", "fp16") for name in ("fwd", "bwd") for groups in (1, 0)]
+CASES = [
+    (name, 8, groups, dtype) for dtype in ("bf16", "fp16") for name in ("fwd", "bwd") for groups in (1, 0)
+]
+CASES += [(name, n, 1, "bf16") for name in ("fwd", "bwd") for n in tiled_long.BLOCKS[1:]]
+FEW = [CASES[0], CASES[2], CASES[3]]
 
 
 def main() -> None:
-    tiled.LONG_AHEAD = "RWKVSEG_AHEAD" in os.environ
-    few = [CASES[0], CASES[2], CASES[3]]
-    for name, groups, dtype in few if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
-        tile = tiled_long.long_tile(backward=name == "bwd")
-        kernel = tiled_long.long_kernel(name)
-        report(kernel, tile, dtype, groups, name, groups, dtype, name=f"long{name}")
+    for ahead in (False, True):
+        tiled.LONG_AHEAD = ahead
+        for name, blocks, groups, dtype in FEW if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
+            tile = tiled_long.long_tile(blocks, backward=name == "bwd")
+            kernel = tiled_long.long_kernel(name)
+            words = name, blocks, groups, f"{dtype}{'_ahead' if ahead else ''}"
+            report(kernel, tile, dtype, groups, *words, name=f"long{name}")
     if len(sys.argv) > 1:
         for name in ("fwd", "bwd"):
-            tile = tiled_long.long_tile(backward=name == "bwd")
+            tile = tiled_long.long_tile(8, backward=name == "bwd")
             report(tiled_long.mend_kernel(name), tile, "bf16", 1, "mend", name)
 
 

@@ -186,6 +186,10 @@ def test_what_is_not_aligned_is_copied(long: Setup) -> None:
         ((1, 65536, 64), torch.bfloat16, True),
         ((1, 262144, 64), torch.bfloat16, False),  # all programs would wait for one sequence
         ((1, 1024, 64), torch.bfloat16, False),
+        ((8, 2304, 288), torch.bfloat16, True),  # 12 x 16 x 12 voxels: three spans of 768
+        ((2, 19200, 96), torch.float16, True),  # 40 x 40 x 12: 25 of 768
+        ((1, 640, 64), torch.bfloat16, False),
+        ((1, 1280, 64), torch.bfloat16, True),  # two of 640
         ((1, 4095, 64), torch.bfloat16, False),
         ((1, 4096, 60), torch.bfloat16, False),
         ((1, 4096, 64), torch.float32, False),
@@ -204,7 +208,9 @@ def test_which_inputs_take_it(
 
 def test_programs_surely_fit() -> None:
     for backward, number in ((False, 3), (True, 2)):
-        assert tiled_long.at_a_time(tiled_long.long_tile(backward=backward), 2, backward=backward) == number
+        for blocks in tiled_long.BLOCKS:
+            tile = tiled_long.long_tile(blocks, backward=backward)
+            assert tiled_long.at_a_time(tile, 2, backward=backward) == number
 
 
 def test_it_is_off() -> None:
@@ -217,8 +223,8 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
     rows = [line.split() for line in lines_of("compile_long.py", **few_or_all())]
     assert len(rows) >= 3
     assert not any(int(row[-1]) for row in rows), rows
-    for name, _, _, registers, _, memory, *_ in rows:  # what a launch counts on
-        tile = tiled_long.long_tile(backward=name == "bwd")
+    for name, blocks, _, _, registers, _, memory, *_ in rows:  # what a launch counts on
+        tile = tiled_long.long_tile(int(blocks), backward=name == "bwd")
         assert tile.registers is not None
         assert int(registers) <= tile.registers
         number = tiled_long.at_a_time(tile, 2, backward=name == "bwd")
@@ -245,7 +251,7 @@ class TestOnAGpu:
     @pytest.mark.parametrize(
         ("dtype", "ahead"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)], ids=str
     )
-    @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 32768, 32), (5, 2048, 80)], ids=str)
+    @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 32768, 32), (5, 2304, 80), (2, 4480, 32)], ids=str)
     @pytest.mark.parametrize(
         ("keys", "decay"), [("1", 3.0), ("10", -8.0), ("50", 30.0), ("50", -300.0), ("one-hot", 5000.0)]
     )

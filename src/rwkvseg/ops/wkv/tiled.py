@@ -102,10 +102,9 @@ def options(name: str, tile: Tiling, itemsize: int) -> dict[str, Any]:
     if name.endswith("fwd"):
         return {"UNROLLED": min(UNROLLED, tile.blocks)}
     even = tile.blocks % UNROLLED == 0 and tile.blocks > UNROLLED
-    found = {"UNROLLED": UNROLLED if even else 1}
-    if name == "longbwd":  # where there is no room for more
-        return found
-    return found | {"KEPT": kept_fits(tile, itemsize)}
+    if name == "longbwd":  # where there is no room for more: of 4 blocks two would spill registers
+        return {"UNROLLED": UNROLLED if even and tile.blocks > 4 else 1}
+    return {"UNROLLED": UNROLLED if even else 1, "KEPT": kept_fits(tile, itemsize)}
 
 
 def kept_fits(tile: Tiling, itemsize: int) -> bool:

@@ -14,17 +14,17 @@ from rwkvseg.ops.wkv.tiled import Tiling
 
 REGISTERS = 64 * 1024  # of a multiprocessor of compute capability 9.0
 MEMORY = 228 * 1024  # its shared memory, of which programs have a part
-SPAN = 1024  # tokens of a program's tile
+BLOCKS = (8, 7, 6, 5, 4)  # blocks of 8 tokens in each of 16 chunks: the first whose spans fill a sequence
 ITEMSIZE = 2  # of its numbers: of larger ones few tiles have room on a multiprocessor
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
 READ = 32  # spans up to which every program reads them all
 
 
-def long_tile(*, backward: bool) -> Tiling:
-    """Return the tiling of a pass over spans of numbers of 16 bit."""
+def long_tile(blocks: int, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass over spans of so many blocks a lane, of numbers of 16 bit."""
     warps, registers = (8, 128) if backward else (4, 168)  # two and three programs have room for no more
-    return Tiling(block=8, blocks=SPAN // 128, chunks=16, channels=16, warps=warps, registers=registers)
+    return Tiling(block=8, blocks=blocks, chunks=16, channels=16, warps=warps, registers=registers)
 
 
 def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
@@ -49,10 +49,14 @@ def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     _, num_tokens, channels = k.shape
     if k.itemsize != ITEMSIZE or channels % 16 != 0 or not tiled.runs_shared_memory(k.device, ITEMSIZE):
         return None
-    tiles = [long_tile(backward=b) for b in (False, True)]
-    num_spans, left = num_tokens // tiles[0].span, num_tokens % tiles[0].span  # divmod knows no symbols
+    # both passes take the same spans, since states are kept per span; maps of 3D networks mostly fill some
+    blocks = next((n for n in BLOCKS if num_tokens % long_tile(n, backward=False).span == 0), None)
+    if blocks is None:
+        return None
+    tiles = [long_tile(blocks, backward=b) for b in (False, True)]
+    num_spans = num_tokens // tiles[0].span
     # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
-    if num_spans < 2 or left > 0 or num_tokens * channels >= 2**31 or num_spans > tiled.LONG_MOST:
+    if not 2 <= num_spans <= tiled.LONG_MOST or num_tokens * channels >= 2**31:
         return None
     if any(
         num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b)
