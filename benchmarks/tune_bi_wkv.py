@@ -2,7 +2,7 @@ r"""Time the Triton kernels of bi_wkv as they are and in other ways: how ops/wkv
 
     python benchmarks/tune_bi_wkv.py --tiling 7,7,16,16,4,128 8,8,16,16,8
     python benchmarks/tune_bi_wkv.py --shape 24,784,576 24,1024,576 \
-        --variant lean LEAN=1 --variant kept LEAN=3 KEPT=True
+        --variant plain UNROLLED=1 --variant one LONG_IN_ONE=True
 
 A tiling of the general kernels is block, blocks, chunks, channels, warps and, if they are to be limited,
 registers per thread. A variant is a name and constants of tiled.py. All are first compiled side by side, in
