@@ -20,14 +20,18 @@ from rwkvseg.evaluation.statistics import bootstrap_interval, paired_permutation
 Scores = dict[tuple[int, int, str], float]
 
 
+def part_of(run: Path) -> str:
+    """The part that the table tells of: the one that validates where there is none to test on."""
+    return "test" if (run / "evaluation" / "test").is_dir() else "val"
+
+
 def read_scores(runs: list[Path], column: str) -> Scores:
     """(seed of the split, of the training, case) -> mean over its classes."""
     scores = {}
     for run in runs:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text())
         seeds = recipe["split"]["seed"], recipe["training"]["seed"]
-        part = run / "evaluation" / ("test" if (run / "evaluation" / "test").is_dir() else "val")
-        with (part / "scores.csv").open(newline="") as file:
+        with (run / "evaluation" / part_of(run) / "scores.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         name = next(key for key in rows[0] if key.startswith(column))
         for case in dict.fromkeys(row["case"] for row in rows):
@@ -39,10 +43,9 @@ def read_scores(runs: list[Path], column: str) -> Scores:
 def print_row(name: str, runs: list[Path]) -> None:
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     dsc, hd95 = read_scores(runs, "dsc"), read_scores(runs, "hd95")
-    parts = ["test" if "test" in summary["results"] else "val" for summary in summaries]
     means = [
-        100 * summary["results"][part]["mean"]["dsc"]["mean"]
-        for summary, part in zip(summaries, parts, strict=True)
+        100 * summary["results"][part_of(run)]["mean"]["dsc"]["mean"]
+        for run, summary in zip(runs, summaries, strict=True)
     ]
     cases = [case for *_, case in dsc]
     pooled = bootstrap_interval(list(dsc.values()), groups=cases)

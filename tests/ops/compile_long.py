@@ -19,7 +19,7 @@ from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
-    options = tiled.options(name, tile, 4 if dtype == "fp32" else 2) if name else {}
+    options = tiled.options(name, tile, tiled_long.ITEMSIZE) if name else {}
     constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True, "AHEAD": tiled.LONG_AHEAD}
     constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     gluon = "GROUPS" in kernel.arg_names

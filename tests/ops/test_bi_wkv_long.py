@@ -210,7 +210,7 @@ def test_programs_surely_fit() -> None:
     for backward, number in ((False, 3), (True, 2)):
         for blocks in tiled_long.BLOCKS:
             tile = tiled_long.long_tile(blocks, backward=backward)
-            assert tiled_long.at_a_time(tile, 2, backward=backward) == number
+            assert tiled_long.at_a_time(tile, backward=backward) == number
 
 
 def test_it_is_off() -> None:
@@ -227,7 +227,7 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
         tile = tiled_long.long_tile(int(blocks), backward=name == "bwd")
         assert tile.registers is not None
         assert int(registers) <= tile.registers
-        number = tiled_long.at_a_time(tile, 2, backward=name == "bwd")
+        number = tiled_long.at_a_time(tile, backward=name == "bwd")
         assert (int(memory) + 1024) * number <= tiled_long.MEMORY, "a program takes 1 KB more"
 
 

@@ -52,14 +52,11 @@ def resolve_regions(regions: Regions, labels: Mapping[str, int]) -> dict[str, tu
     for name, members in regions.items():
         if name in labels or name == "mean":
             raise UsageError(f"region {name!r} is called like a row of the table. Give it another name.")
-        values = tuple(
-            sorted(
-                {structure_value(member, labels, f"region {name!r} joins {member!r}") for member in members}
-            )
-        )
+        joined = {structure_value(member, labels, f"region {name!r} joins {member!r}") for member in members}
+        values = tuple(sorted(joined))
         if not values:
             raise UsageError(f"region {name!r} joins nothing. Name the labels that it joins.")
-        same = next((other for other, joined in found.items() if joined == values), None)
+        same = next((other for other, known in found.items() if known == values), None)
         if same is not None:
             raise UsageError(f"regions {same!r} and {name!r} join the same labels. Leave one out.")
         found[name] = values

@@ -1,6 +1,6 @@
 """Keep the largest connected part of a structure in a label map, and take the specks away from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,18 @@ def labels_to_keep(words: Iterable[str | int], labels: Mapping[str, int]) -> dic
     return {name: value for name, value in labels.items() if value in wanted}
 
 
-def keep_largest(labels: NDArray[np.integer], values: Iterable[int]) -> dict[int, int]:
+def count_values(values: NDArray[np.integer], number: int) -> NDArray[np.int64]:
+    """How many elements have each of the values 0 to number - 1, which are all that there are.
+
+    Row by row, since NumPy counts in a copy of eight bytes an element.
+    """
+    counts = np.zeros(number, np.int64)
+    for row in values:
+        counts += np.bincount(row.ravel(), minlength=number)
+    return counts
+
+
+def keep_largest(labels: NDArray[np.integer], values: Collection[int]) -> dict[int, int]:
     """Turn all but the largest connected part of each label into background, in place.
 
     Pixels or voxels are connected by faces, edges and corners. The largest part is that of most of them, of
@@ -56,7 +67,7 @@ def keep_largest(labels: NDArray[np.integer], values: Iterable[int]) -> dict[int
         array([[1, 1, 0, 0],
                [0, 0, 0, 2]])
     """
-    boxes = ndimage.find_objects(labels)
+    boxes = ndimage.find_objects(labels) if values else []
     return {
         value: _keep_in(labels[boxes[value - 1]], value)
         if value <= len(boxes) and boxes[value - 1] is not None
@@ -70,9 +81,7 @@ def _keep_in(labels: NDArray[np.integer], value: int) -> int:
     parts, number = ndimage.label(labels == value, np.ones((3,) * labels.ndim, bool))
     if number < 2:
         return 0
-    sizes = np.zeros(number + 1, np.int64)
-    for row in parts:  # NumPy counts in a copy of eight bytes an element
-        sizes += np.bincount(row.ravel(), minlength=number + 1)
+    sizes = count_values(parts, number + 1)
     sizes[0] = 0
     largest = int(sizes.argmax())
     for row, part in zip(labels, parts, strict=True):

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvseg import __version__
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, read_json
@@ -19,7 +16,7 @@ from rwkvseg.data.splits import PARTS
 from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
-from rwkvseg.inference.components import keep_largest, labels_to_keep
+from rwkvseg.inference.components import count_values, keep_largest, labels_to_keep
 from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.freed_memory import freed_memory_kept
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
@@ -101,7 +98,8 @@ def predict_files(
             path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
             if overlay:
                 _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
-            counts = _count(prediction, max(predictor.labels.values()) + 1)
+            highest = max(*predictor.labels.values(), int(prediction.max(initial=0)))
+            counts = count_values(prediction, highest + 1)
             pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
             seconds = time.perf_counter() - started
             gone = {name: removed[value] for name, value in kept.items()}
@@ -128,14 +126,6 @@ def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str) -> 
                 f"the output folder {out} holds data, such as {path.name}, which label maps would replace "
                 "or lie among. Choose another --out."
             )
-
-
-def _count(prediction: LabelMap, values: int) -> NDArray[np.int64]:
-    """Number of each value; row by row, since NumPy counts in a copy of eight bytes an element."""
-    counts = np.zeros(max(values, int(prediction.max(initial=0)) + 1), np.int64)
-    for row in prediction:
-        counts += np.bincount(row.ravel(), minlength=len(counts))
-    return counts
 
 
 def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:

@@ -27,19 +27,19 @@ def long_tile(blocks: int, *, backward: bool) -> Tiling:
     return Tiling(block=8, blocks=blocks, chunks=16, channels=16, warps=warps, registers=registers)
 
 
-def at_a_time(tile: Tiling, itemsize: int, *, backward: bool) -> int:
+def at_a_time(tile: Tiling, *, backward: bool) -> int:
     """Return how many programs surely fit on a multiprocessor: as many as are launched, for each."""
     assert tile.registers is not None
     by_registers = REGISTERS // (tile.registers * 32 * tile.warps)
-    return min(by_registers, MEMORY // (tiled.held(tile, itemsize, backward=backward) + SCRATCH))
+    return min(by_registers, MEMORY // (tiled.held(tile, ITEMSIZE, backward=backward) + SCRATCH))
 
 
-def programs(tile: Tiling, itemsize: int, num_spans: int, device: torch.device, *, backward: bool) -> int:
+def programs(tile: Tiling, num_spans: int, device: torch.device, *, backward: bool) -> int:
     """Return how many programs are launched.
 
     Whole sequences at a time where that leaves few places empty: then nobody waits for the next round.
     """
-    number = at_a_time(tile, itemsize, backward=backward) * tiled.num_processors(device)
+    number = at_a_time(tile, backward=backward) * tiled.num_processors(device)
     left = number % num_spans
     return number - left if left <= number // 10 else number
 
@@ -56,10 +56,10 @@ def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     tiles = [long_tile(blocks, backward=b) for b in (False, True)]
     num_spans = num_tokens // tiles[0].span
     # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
-    if not 2 <= num_spans <= tiled.LONG_MOST or num_tokens * channels >= 2**31:
+    if not 2 <= num_spans <= min(tiled.LONG_MOST, GROUP**2) or num_tokens * channels >= 2**31:
         return None
     if any(
-        num_spans > programs(tile, k.itemsize, num_spans, k.device, backward=b)
+        num_spans > programs(tile, num_spans, k.device, backward=b)
         for tile, b in zip(tiles, (False, True), strict=True)
     ):
         return None
@@ -97,7 +97,7 @@ class _Launch:
     def __init__(self, tile: Tiling, k: Tensor, *, backward: bool) -> None:
         batch, self.num_tokens, self.channels = k.shape
         self.name = "bwd" if backward else "fwd"
-        self.tile, self.device, self.itemsize = tile, k.device, k.itemsize
+        self.tile, self.device = tile, k.device
         self.num_spans = self.num_tokens // tile.span
         self.num_sequences = batch * (self.channels // tile.channels)
         num_groups = -(-self.num_spans // GROUP)
@@ -119,7 +119,7 @@ class _Launch:
         """Run the kernel of the pass."""
         backward = self.name == "bwd"
         num_tiles = self.num_sequences * self.num_spans
-        number = programs(self.tile, self.itemsize, self.num_spans, self.device, backward=backward)
+        number = programs(self.tile, self.num_spans, self.device, backward=backward)
         pause = tiled.LONG_PAUSES[backward] if self.device.type == "cuda" else 0
         long_kernel(self.name)[(min(number, num_tiles),)](
             *tensors,
@@ -135,7 +135,7 @@ class _Launch:
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
             AHEAD=tiled.LONG_AHEAD,
-            **tiled.options(f"long{self.name}", self.tile, self.itemsize),
+            **tiled.options(f"long{self.name}", self.tile, ITEMSIZE),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
             **self.together,

@@ -61,10 +61,10 @@ def anew(x):
 
 @gluon.jit
 def start_of(tile, num_spans, T, C: gl.constexpr, SPAN: gl.constexpr, CHANNELS: gl.constexpr):
-    """Return where a tile begins, for one that there is."""
+    """Return where the sequence of a tile begins, and where the tile does."""
     i_q = tile // num_spans
-    start = (i_q // (C // CHANNELS)).to(gl.int64) * T * C + i_q % (C // CHANNELS) * CHANNELS
-    return start + (tile % num_spans).to(gl.int64) * (SPAN * C)
+    first = (i_q // (C // CHANNELS)).to(gl.int64) * T * C + i_q % (C // CHANNELS) * CHANNELS
+    return first, first + (tile % num_spans).to(gl.int64) * (SPAN * C)
 
 
 @gluon.jit
@@ -190,10 +190,8 @@ def reach_spans(
         p_sent + (i_q * num_spans + i_s) * (4 * CHANNELS) + c * 4,
         gl.sum(to_end * ln, 0), gl.sum(to_end * ld, 0), gl.sum(to_start * en, 0), gl.sum(to_start * ed, 0),
     )  # fmt: skip
-    ln, ld = (
-        scan_chunks(ln, chunk, decay, W, False),
-        scan_chunks(ld, chunk, decay, W, False),
-    )  # while the others' arrive
+    # while the others' arrive
+    ln, ld = scan_chunks(ln, chunk, decay, W, False), scan_chunks(ld, chunk, decay, W, False)
     en, ed = scan_chunks(en, chunk, decay, W, True), scan_chunks(ed, chunk, decay, W, True)
     zero = gl.full([GROUP, CHANNELS], 0.0, gl.float32, W)
     sums = collect(p_sent, i_q, i_s, num_spans, num_tiles, decay * CHUNKS, zero, GROUPS, W)
@@ -230,8 +228,7 @@ def bi_wkv_fwd_long_kernel(
         i_q = tile // num_spans
         i_c = i_q % (C // CHANNELS)
         i_b = i_q // (C // CHANNELS)
-        first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-        base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
+        first, base = start_of(tile, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
         if AHEAD and tile >= gl.num_programs(0):
             async_copy.wait_group(0)
         else:
@@ -257,7 +254,7 @@ def bi_wkv_fwd_long_kernel(
         later = None
         if AHEAD:
             after = tile + gl.num_programs(0)
-            place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+            _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
             later = after < num_tiles, p_k + place, p_v + place
         least, total, _ = put_tile(
             k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED, later, WARPS

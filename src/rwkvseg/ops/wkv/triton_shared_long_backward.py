@@ -47,8 +47,7 @@ def bi_wkv_bwd_long_kernel(
         i_q = tile // num_spans
         i_c = i_q % (C // CHANNELS)
         i_b = i_q // (C // CHANNELS)
-        first = i_b.to(gl.int64) * T * C + i_c * CHANNELS
-        base = first + i_s.to(gl.int64) * (LENGTH * CHUNKS * C)
+        first, base = start_of(tile, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
         if AHEAD and tile >= gl.num_programs(0):
             async_copy.wait_group(0)
         else:
@@ -92,7 +91,7 @@ def bi_wkv_bwd_long_kernel(
         later = None
         if AHEAD:
             after = tile + gl.num_programs(0)
-            place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+            _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
             later = after < num_tiles, p_k + place, p_v + place, p_g + place
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
