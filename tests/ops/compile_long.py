@@ -20,7 +20,7 @@ from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
     options = tiled.options(name, tile, tiled_long.ITEMSIZE) if name else {}
-    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True, "AHEAD": tiled.LONG_AHEAD}
+    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True}
     constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     gluon = "GROUPS" in kernel.arg_names
     launch = {"num_warps": tile.warps, "maxnreg": tile.registers if gluon else 128}
@@ -42,13 +42,10 @@ FEW = [CASES[0], CASES[2], CASES[3]]
 
 
 def main() -> None:
-    for ahead in (False, True):
-        tiled.LONG_AHEAD = ahead
-        for name, blocks, groups, dtype in FEW if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
-            tile = tiled_long.long_tile(blocks, backward=name == "bwd")
-            kernel = tiled_long.long_kernel(name)
-            words = name, blocks, groups, f"{dtype}{'_ahead' if ahead else ''}"
-            report(kernel, tile, dtype, groups, *words, name=f"long{name}")
+    for name, blocks, groups, dtype in FEW if "RWKVSEG_COMPILE_FEW" in os.environ else CASES:
+        tile = tiled_long.long_tile(blocks, backward=name == "bwd")
+        kernel = tiled_long.long_kernel(name)
+        report(kernel, tile, dtype, groups, name, blocks, groups, dtype, name=f"long{name}")
     if len(sys.argv) > 1:
         for name in ("fwd", "bwd"):
             tile = tiled_long.long_tile(8, backward=name == "bwd")

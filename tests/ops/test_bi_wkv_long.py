@@ -55,13 +55,10 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
     if ON_GPU:
         pytest.skip("emulated where Triton's kernels are interpreted")
 
-    def setup(
-        tile: tiled.Tiling = TILE, programs: int = 3, read: int = 64, ahead: bool = False
-    ) -> list[tuple[int, Tensor]]:
+    def setup(tile: tiled.Tiling = TILE, programs: int = 3, read: int = 64) -> list[tuple[int, Tensor]]:
         seen: list[tuple[int, Tensor]] = []
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         monkeypatch.setattr(tiled, "LONG_IN_ONE", True)
-        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
         monkeypatch.setattr(tiled_long, "ITEMSIZE", 4)
         monkeypatch.setattr(tiled_long, "READ", read)
         monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
@@ -94,9 +91,8 @@ def test_it_agrees_with_the_definition(
 
 
 @pytest.mark.parametrize("tile", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("ahead", [False, True], ids=["", "next tile copied ahead"])
-def test_several_blocks_to_a_lane(ahead: bool, tile: tiled.Tiling, long: Setup) -> None:
-    seen = long(tile, programs=2, ahead=ahead)  # which take two tiles each
+def test_several_blocks_to_a_lane(tile: tiled.Tiling, long: Setup) -> None:
+    seen = long(tile, programs=2)  # which take two tiles each
     check(inputs((1, 2 * tile.span, 32), keys="3", decay=-8.0), 1e-5)
     x = inputs((1, 2 * tile.span, 32), keys="1")
     x.k[0, 70, 17] = 60.0
@@ -111,9 +107,9 @@ def test_many_spans(read: int, num_spans: int, long: Setup) -> None:
     assert unfit(seen, 1) == [[0], [0]]
 
 
-@pytest.mark.parametrize(("programs", "ahead"), [(3, False), (5, False), (8, False), (3, True), (5, True)])
-def test_rounds_of_any_size(programs: int, ahead: bool, long: Setup) -> None:
-    seen = long(programs=programs, ahead=ahead)
+@pytest.mark.parametrize("programs", [3, 5, 8])
+def test_rounds_of_any_size(programs: int, long: Setup) -> None:
+    seen = long(programs=programs)
     check(inputs((2, 96, 32), keys="1"), 1e-5)
     assert [number for number, _ in seen] == [programs] * 2
 
@@ -213,9 +209,54 @@ def test_programs_surely_fit() -> None:
             assert tiled_long.at_a_time(tile, backward=backward) == number
 
 
-def test_it_is_off() -> None:
-    assert not tiled.LONG_IN_ONE
+def test_a_cpu_takes_another_form() -> None:
     assert not tiled.runs_shared_memory(torch.device("cpu"), 2)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    """Let launches of a pass fail as the driver's refusals do."""
+
+    class Refused:
+        def __getitem__(self, _: tuple[int]) -> Any:
+            def launch(*_: Any, **__: Any) -> None:
+                raise RuntimeError(message)
+
+            return launch
+
+    kernel = tiled_long.long_kernel
+    monkeypatch.setattr(tiled_long, "long_kernel", lambda n: Refused() if n == name else kernel(n))
+    monkeypatch.setattr(tiled_long, "refused", set())
+
+
+TOO_MANY = "Triton Error [CUDA]: too many blocks in cooperative launch"
+
+
+def test_where_the_driver_refuses_another_form_is_taken(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = long()
+    refuse(monkeypatch, "fwd", TOO_MANY)
+    for _ in range(2):
+        check(inputs((1, 64, 16), keys="1"), 1e-5)
+    assert tiled_long.refused == {torch.device("cpu")}
+    assert seen == []
+
+
+def test_a_refusal_in_between_says_what_to_do(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    long()
+    refuse(monkeypatch, "bwd", TOO_MANY)
+    x = inputs((1, 64, 16), keys="1")
+    with pytest.raises(RuntimeError, match="repeat the step"):
+        run(triton_bi_wkv, x)
+    check(x, 1e-5)
+
+
+def test_other_errors_are_not_taken_for_a_refusal(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    long()
+    for name in ("fwd", "bwd"):
+        with monkeypatch.context() as patch:
+            refuse(patch, name, "out of memory")
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(triton_bi_wkv, inputs((1, 64, 16), keys="1"))
+            assert tiled_long.refused == set()
 
 
 @pytest.mark.slow
@@ -248,9 +289,7 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class TestOnAGpu:
     """At the sizes that users get; memory is poisoned, conftest.py sees to it."""
 
-    @pytest.mark.parametrize(
-        ("dtype", "ahead"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)], ids=str
-    )
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("shape", [(3, 4096, 48), (1, 32768, 32), (5, 2304, 80), (2, 4480, 32)], ids=str)
     @pytest.mark.parametrize(
         ("keys", "decay"), [("1", 3.0), ("10", -8.0), ("50", 30.0), ("50", -300.0), ("one-hot", 5000.0)]
@@ -261,11 +300,9 @@ class TestOnAGpu:
         keys: str,
         decay: float,
         dtype: torch.dtype,
-        ahead: bool,
         switched_on: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
         x = on_gpu(inputs(shape, keys=keys, decay=decay), dtype)
         exact = run(partial(bi_wkv, backend="scan"), x.to(torch.float64))
         ours = run(triton_bi_wkv, x)
@@ -275,16 +312,8 @@ class TestOnAGpu:
         found, allowed = errors(ours, exact, x), errors(general, exact, x)
         assert all(found[name] <= max(1.1 * allowed[name], 1e-4) for name in found), (found, allowed)
 
-    @pytest.mark.parametrize("ahead", [False, True])
     @pytest.mark.parametrize("shape", [(8, 4096, 576), (1, 65536, 64), (3, 18432, 48)], ids=str)
-    def test_the_same_bits_twice(
-        self,
-        shape: tuple[int, int, int],
-        ahead: bool,
-        switched_on: list[str],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(tiled, "LONG_AHEAD", ahead)
+    def test_the_same_bits_twice(self, shape: tuple[int, int, int], switched_on: list[str]) -> None:
         x = on_gpu(inputs(shape, keys="1"))
         first = run(triton_bi_wkv, x)
         for _ in range(5):
@@ -331,6 +360,19 @@ class TestOnAGpu:
             torch.cuda.synchronize()
             for a, b in zip((y, *gradients), expected, strict=True):
                 assert torch.equal(a.detach(), b)
+
+    def test_the_driver_refuses_more_than_fit(
+        self, switched_on: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x = on_gpu(inputs((8, 4096, 576), keys="1"))
+        monkeypatch.setattr(tiled_long, "programs", lambda *_, **__: 1100)
+        monkeypatch.setattr(tiled_long, "refused", set())
+        found = run(triton_bi_wkv, x)
+        assert switched_on == ["fwd"]
+        assert tiled_long.refused == {x.k.device}
+        monkeypatch.setattr(tiled, "LONG_IN_ONE", False)
+        for a, b in zip(found, run(triton_bi_wkv, x), strict=True):
+            assert torch.equal(a, b)
 
     def test_two_streams_at_a_time(self, switched_on: list[str]) -> None:
         cases = [on_gpu(inputs((8, 4096, 96), keys="1", seed=seed)) for seed in range(2)]

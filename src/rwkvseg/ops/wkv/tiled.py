@@ -20,9 +20,8 @@ JOINED = 64  # spans up to which every program joins their states itself
 SHARED_MEMORY = True  # whether tiles that are whole may stay in shared memory between the passes
 SHARED_CAPABILITY = (9, 0)  # of the GPUs that this was measured on; later ones may have half the memory
 SHARED_BYTES = 104 * 1024  # of a program's tile at most: two programs fit on a multiprocessor
-LONG_IN_ONE = False  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
+LONG_IN_ONE = True  # whether spans of a sequence may exchange their states within a launch: tiled_long.py
 LONG_MOST = 64  # spans of such a sequence: where all programs wait for one, several launches are faster
-LONG_AHEAD = False  # whether their programs copy the next tile while they still go through one
 LONG_PAUSES = (1500, 6000)  # as PAUSE, forward and backward, of such launches
 PAUSE = 1500  # nanoseconds between programs that begin together on a multiprocessor, forward in 16 bit
 UNROLLED = 2  # how many blocks of the last passes are written out: fewer moves of registers, more code
@@ -264,8 +263,11 @@ def triton_bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, T
         if plan.long is not None:
             from rwkvseg.ops.wkv import tiled_long
 
-            tiled_long.forward(plan.long, w, u, k, v, y, states)
-        elif shared is not None:
+            if tiled_long.forward(plan.long, w, u, k, v, y, states):
+                return y, states
+            plan = _Plan(k, backward=False)  # another one, since the driver refused
+            states = plan.new_states()
+        if shared is not None:
             plan.launch_shared(shared, "fwd", (w, u, k, v, y, states))
         elif plan.num_spans == 1:
             plan.launch("bi_wkv_fwd_kernel", w, u, k, v, y, states)

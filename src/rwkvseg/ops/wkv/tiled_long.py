@@ -1,7 +1,8 @@
 """Bi-WKV of several spans in one cooperative launch a pass: for which inputs, with how many programs.
 
-`tiled.LONG_IN_ONE` switches it on. Whether it is taken is decided by shape, dtype and device alone, so that a
-backward pass takes what its forward pass took: the latter saves a mean of the values only.
+Whether it is taken is decided by shape, dtype and device alone, so that a backward pass takes what its
+forward pass took: the latter saves a mean of the values only. Where the driver will not start all programs at
+once, as where processes share a GPU, long sequences take the general form from then on.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ ITEMSIZE = 2  # of its numbers: of larger ones few tiles have room on a multipro
 SCRATCH = 9 * 1024  # of a program at most, beside its tile: four numbers per lane and what sums need
 GROUP = 16  # spans whose sums go on together where there are many
 READ = 32  # spans up to which every program reads them all
+refused: set[torch.device] = set()  # where the driver would not start all programs at once
 
 
 def long_tile(blocks: int, *, backward: bool) -> Tiling:
@@ -47,7 +49,9 @@ def programs(tile: Tiling, num_spans: int, device: torch.device, *, backward: bo
 def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
     _, num_tokens, channels = k.shape
-    if k.itemsize != ITEMSIZE or channels % 16 != 0 or not tiled.runs_shared_memory(k.device, ITEMSIZE):
+    if k.device in refused or k.itemsize != ITEMSIZE or channels % 16 != 0:
+        return None
+    if not tiled.runs_shared_memory(k.device, ITEMSIZE):
         return None
     # both passes take the same spans, since states are kept per span; maps of 3D networks mostly fill some
     blocks = next((n for n in BLOCKS if num_tokens % long_tile(n, backward=False).span == 0), None)
@@ -134,7 +138,6 @@ class _Launch:
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
-            AHEAD=tiled.LONG_AHEAD,
             **tiled.options(f"long{self.name}", self.tile, ITEMSIZE),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
@@ -167,12 +170,29 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def forward(tile: Tiling, w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor, states: Tensor) -> None:
-    """Write bi_wkv of k, v (B, T, C) to y, and a mean of the values to states (B, spans, 7, C)."""
+def _is_refused(error: RuntimeError, device: torch.device) -> bool:
+    """Return whether the driver would not start all programs at once; if so, it is not asked again."""
+    if "cooperative" not in str(error):
+        return False
+    refused.add(device)
+    return True
+
+
+def forward(tile: Tiling, w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor, states: Tensor) -> bool:
+    """Write bi_wkv of k, v (B, T, C) to y, and a mean of the values to states (B, spans, 7, C).
+
+    Return whether the driver started it; otherwise nothing is written.
+    """
     k, v = _aligned(k), _aligned(v)
     launch = _Launch(tile, k, backward=False)
-    launch.run(w, u, k, v, y, states)
+    try:
+        launch.run(w, u, k, v, y, states)
+    except RuntimeError as error:
+        if _is_refused(error, k.device):
+            return False
+        raise
     launch.mend(w, u, k, v, y, states, launch.flags, launch.new(*launch.states))
+    return True
 
 
 def backward(
@@ -184,7 +204,13 @@ def backward(
     launch = _Launch(tile, k, backward=True)
     batch, num_spans, _, channels = launch.states
     parts, sums = launch.new(batch * num_spans, 2, channels), launch.new(2, channels)
-    launch.run(w, u, k, v, g, gk, gv, parts, states)
+    try:
+        launch.run(w, u, k, v, g, gk, gv, parts, states)
+    except RuntimeError as error:
+        if not _is_refused(error, k.device):
+            raise
+        message = f"{k.device} is shared, so that the driver does not start all programs of bi_wkv at once"
+        raise RuntimeError(f"{message}: repeat the step, which takes another form from now on") from error
     # states of spans, and of each token its log-sum and output: only unfit sequences write and read them
     scratch = [launch.new(*launch.states) for _ in range(3)] + [launch.new(*k.shape) for _ in range(2)]
     launch.mend(w, u, k, v, g, gk, gv, parts, launch.flags, *scratch, sums)

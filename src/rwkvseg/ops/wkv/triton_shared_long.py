@@ -208,11 +208,10 @@ def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, UNROLLED: gl.constexpr,
-    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6.
 
-    AHEAD: whether a program copies its next tile while it still goes through this one.
+    A program copies its next tile while it still goes through this one.
     """
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
     W: gl.constexpr = warp_layout(CHUNKS, CHANNELS, WARPS)
@@ -229,7 +228,7 @@ def bi_wkv_fwd_long_kernel(
         i_c = i_q % (C // CHANNELS)
         i_b = i_q // (C // CHANNELS)
         first, base = start_of(tile, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
-        if AHEAD and tile >= gl.num_programs(0):
+        if tile >= gl.num_programs(0):
             async_copy.wait_group(0)
         else:
             start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
@@ -251,11 +250,9 @@ def bi_wkv_fwd_long_kernel(
         if tile + gl.num_programs(0) >= num_tiles:
             let_next_begin()
         y = p_y + base + (chunk * (LENGTH * C) + c[None, :])
-        later = None
-        if AHEAD:
-            after = tile + gl.num_programs(0)
-            _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
-            later = after < num_tiles, p_k + place, p_v + place
+        after = tile + gl.num_programs(0)
+        _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+        later = after < num_tiles, p_k + place, p_v + place
         least, total, _ = put_tile(
             k_s, v_s, y, top, lam, bonus, pns, pds, fn, fd, C, BLOCK, BLOCKS, L, UNROLLED, later, WARPS
         )

@@ -30,7 +30,7 @@ def bi_wkv_bwd_long_kernel(
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
-    UNROLLED: gl.constexpr, AHEAD: gl.constexpr,
+    UNROLLED: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -48,7 +48,7 @@ def bi_wkv_bwd_long_kernel(
         i_c = i_q % (C // CHANNELS)
         i_b = i_q // (C // CHANNELS)
         first, base = start_of(tile, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
-        if AHEAD and tile >= gl.num_programs(0):
+        if tile >= gl.num_programs(0):
             async_copy.wait_group(0)
         else:
             start_keys(k_s, v_s, p_k + base, p_v + base, C, BLOCKS, LENGTH, WARPS)
@@ -88,11 +88,9 @@ def bi_wkv_bwd_long_kernel(
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         chunk = anew(gl.arange(0, CHUNKS, gl.SliceLayout(1, L)))[:, None]
         places = base + (chunk * (LENGTH * C) + c[None, :])
-        later = None
-        if AHEAD:
-            after = tile + gl.num_programs(0)
-            _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
-            later = after < num_tiles, p_k + place, p_v + place, p_g + place
+        after = tile + gl.num_programs(0)
+        _, place = start_of(after, num_spans, T, C, LENGTH * CHUNKS, CHANNELS)
+        later = after < num_tiles, p_k + place, p_v + place, p_g + place
         gw, gu = gradient_pass(
             k_s, v_s, g_s, p_gk + places, p_gv + places, top, mean, w, lam, far, bonus,
             (past_n, past_d), (r, rq), rows, (back_r, back_q), C, BLOCK, BLOCKS, L, False, False, UNROLLED,
