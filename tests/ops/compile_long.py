@@ -19,10 +19,10 @@ from rwkvseg.ops.wkv import tiled, tiled_long, triton_states
 
 
 def report(kernel: Any, tile: tiled.Tiling, dtype: str, groups: int, *words: Any, name: str = "") -> None:
-    options = tiled.options(name, tile, tiled_long.ITEMSIZE) if name else {}
-    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": True}
-    constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     gluon = "GROUPS" in kernel.arg_names
+    options = tiled.options(name, tile, tiled_long.ITEMSIZE) if name else {}
+    constants = options | sizes(tile) | {"GROUPS": groups, "EARLY": tiled.LONG_EARLY or not gluon}
+    constants |= {"WIDE": triton_states.TYPES[torch.float32], "JOINS": 1}
     launch = {"num_warps": tile.warps, "maxnreg": tile.registers if gluon else 128}
     source = GluonASTSource if gluon else ASTSource
     done = compiled(kernel, constants, dtype, source=source, launch_cooperative_grid=True, **launch)

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 TILE = tiled.Tiling(block=2, blocks=1, chunks=16, channels=16, warps=4)
 ODD = tiled.Tiling(block=3, blocks=3, chunks=16, channels=16, warps=4)
+NARROW = tiled.Tiling(block=2, blocks=2, chunks=32, channels=8, warps=4)
 EVEN = tiled.Tiling(block=4, blocks=4, chunks=16, channels=16, warps=4)
 
 
@@ -62,6 +63,7 @@ def long(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> Setup:
         monkeypatch.setattr(tiled_long, "ITEMSIZE", 4)
         monkeypatch.setattr(tiled_long, "READ", read)
         monkeypatch.setattr(tiled, "runs_shared_memory", lambda *_: True)
+        monkeypatch.setattr(tiled, "LONG_CHANNELS", (tile.channels,))
         monkeypatch.setattr(tiled_long, "long_tile", lambda *_, **__: tile)
         monkeypatch.setattr(tiled_long, "programs", lambda *_, **__: programs)
         monkeypatch.setattr(
@@ -98,6 +100,23 @@ def test_several_blocks_to_a_lane(tile: tiled.Tiling, long: Setup) -> None:
     x.k[0, 70, 17] = 60.0
     check(x._replace(v=x.v + 10), 1e-5)
     assert unfit(seen, 2) == [[0, 0]] * 2 + [[0, 1]] * 2
+
+
+@pytest.mark.parametrize(("read", "num_spans"), [(64, 3), (1, 2)])
+def test_tiles_of_fewer_channels(read: int, num_spans: int, long: Setup) -> None:
+    seen = long(NARROW, programs=num_spans, read=read)
+    check(inputs((1, num_spans * NARROW.span, 24), keys="1", decay=-5.0), 1e-5)
+    x = inputs((1, num_spans * NARROW.span, 24), keys="1")
+    x.k[0, 70, 17] = 90.0
+    check(x, 1e-5)
+    assert unfit(seen, 3) == [[0, 0, 0]] * 2 + [[0, 0, 1]] * 2
+
+
+def test_programs_that_begin_before_there_are_zeros(long: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = long()
+    monkeypatch.setattr(tiled, "LONG_EARLY", True)
+    check(inputs((2, 96, 32), keys="1"), 1e-5)
+    assert unfit(seen[1::2], 4) == [[0] * 4] * 2
 
 
 @pytest.mark.parametrize(("read", "num_spans"), [(64, 19), (1, 3), (1, 16), (1, 35)])
@@ -205,8 +224,9 @@ def test_which_inputs_take_it(
 def test_programs_surely_fit() -> None:
     for backward, number in ((False, 3), (True, 2)):
         for blocks in tiled_long.BLOCKS:
-            tile = tiled_long.long_tile(blocks, backward=backward)
-            assert tiled_long.at_a_time(tile, backward=backward) == number
+            for channels in (16, 8):
+                tile = tiled_long.long_tile(blocks, channels, backward=backward)
+                assert tiled_long.at_a_time(tile, backward=backward) == number
 
 
 def test_a_cpu_takes_another_form() -> None:

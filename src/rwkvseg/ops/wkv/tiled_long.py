@@ -23,10 +23,10 @@ READ = 32  # spans up to which every program reads them all
 refused: set[torch.device] = set()  # where the driver would not start all programs at once
 
 
-def long_tile(blocks: int, *, backward: bool) -> Tiling:
-    """Return the tiling of a pass over spans of so many blocks a lane, of numbers of 16 bit."""
+def long_tile(blocks: int, channels: int = 16, *, backward: bool) -> Tiling:
+    """Return the tiling of a pass over spans of so many blocks a lane, of so many channels in 16 bit."""
     warps, registers = (8, 128) if backward else (4, 168)  # two and three programs have room for no more
-    return Tiling(block=8, blocks=blocks, chunks=16, channels=16, warps=warps, registers=registers)
+    return Tiling(8, blocks, chunks=256 // channels, channels=channels, warps=warps, registers=registers)
 
 
 def at_a_time(tile: Tiling, *, backward: bool) -> int:
@@ -48,34 +48,43 @@ def programs(tile: Tiling, num_spans: int, device: torch.device, *, backward: bo
 
 def long_tiling(k: Tensor, *, backward: bool) -> Tiling | None:
     """Return the tiling of a pass over k (B, T, C) in one launch, None if it is not for that."""
+    if k.device in refused or k.itemsize != ITEMSIZE or not tiled.runs_shared_memory(k.device, ITEMSIZE):
+        return None
+    # both passes take the same spans, since states are kept per span
+    most = tiled.LONG_MOST
+    for channels in tiled.LONG_CHANNELS:  # of fewer, copies are of half a sector
+        tiles = _filling(k, channels)
+        if tiles and 2 <= k.shape[1] // tiles[0].span <= min(most, GROUP**2) and _fit(k, tiles):
+            return tiles[backward]
+        most = GROUP**2
+    return None
+
+
+def _filling(k: Tensor, channels: int) -> tuple[Tiling, Tiling] | None:
+    """Return the tilings of both passes whose spans fill the sequences, if any do: for most 3D maps."""
+    for blocks in BLOCKS if k.shape[2] % channels == 0 else ():
+        tiles = long_tile(blocks, channels, backward=False), long_tile(blocks, channels, backward=True)
+        if k.shape[1] % tiles[0].span == 0:
+            return tiles
+    return None
+
+
+def _fit(k: Tensor, tiles: tuple[Tiling, Tiling]) -> bool:
+    """Return whether all spans of a sequence fit on the GPU at once, and an image's offsets in 32 bits."""
     _, num_tokens, channels = k.shape
-    if k.device in refused or k.itemsize != ITEMSIZE or channels % 16 != 0:
-        return None
-    if not tiled.runs_shared_memory(k.device, ITEMSIZE):
-        return None
-    # both passes take the same spans, since states are kept per span; maps of 3D networks mostly fill some
-    blocks = next((n for n in BLOCKS if num_tokens % long_tile(n, backward=False).span == 0), None)
-    if blocks is None:
-        return None
-    tiles = [long_tile(blocks, backward=b) for b in (False, True)]
     num_spans = num_tokens // tiles[0].span
-    # offsets within an image are 32 bits wide; a program reads the sums of one group of groups
-    if not 2 <= num_spans <= min(tiled.LONG_MOST, GROUP**2) or num_tokens * channels >= 2**31:
-        return None
-    if any(
-        num_spans > programs(tile, num_spans, k.device, backward=b)
-        for tile, b in zip(tiles, (False, True), strict=True)
-    ):
-        return None
-    return tiles[backward]
+    forward, backward = (
+        programs(tile, num_spans, k.device, backward=b) for tile, b in zip(tiles, (False, True), strict=True)
+    )
+    return num_tokens * channels < 2**31 and num_spans <= min(forward, backward)
 
 
 def long_kernel(name: str) -> Any:
-    """Return the kernel of a pass: "fwd" or "bwd"."""
-    if name == "fwd":
-        from rwkvseg.ops.wkv.triton_shared_long import bi_wkv_fwd_long_kernel
+    """Return the kernel of a pass, "fwd" or "bwd", or the one before it, "zeros"."""
+    if name != "bwd":
+        from rwkvseg.ops.wkv import triton_shared_long
 
-        return bi_wkv_fwd_long_kernel
+        return getattr(triton_shared_long, f"bi_wkv_{name}_long_kernel")
     from rwkvseg.ops.wkv.triton_shared_long_backward import bi_wkv_bwd_long_kernel
 
     return bi_wkv_bwd_long_kernel
@@ -109,11 +118,19 @@ class _Launch:
         # what is sent, which begins with zeros, then the flags and a number that is counted up
         exchanges = 2 if backward else 1
         number = exchanges * self.num_sequences * (self.num_spans + num_groups) * tile.channels * 4
-        zeros = torch.zeros(number + self.num_sequences + 1, dtype=torch.int32, device=self.device)
+        zeros = self.zeros(number + self.num_sequences + 1)
         self.sent, self.flags = zeros[:number].view(torch.float32), zeros[number:]
         self.sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
         self.sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         self.together = {"launch_cooperative_grid": True} if self.device.type == "cuda" else {}
+
+    def zeros(self, number: int) -> Tensor:
+        """Return so many zeros, which may still be on their way."""
+        if not tiled.LONG_EARLY:
+            return torch.zeros(number, dtype=torch.int32, device=self.device)
+        zeros = torch.empty(number, dtype=torch.int32, device=self.device)
+        long_kernel("zeros")[(-(-number // 1024),)](zeros, number, WARPS=4, num_warps=4)
+        return zeros
 
     def new(self, *shape: int) -> Tensor:
         """Return unwritten memory for numbers that are summed."""
@@ -124,7 +141,9 @@ class _Launch:
         backward = self.name == "bwd"
         num_tiles = self.num_sequences * self.num_spans
         number = programs(self.tile, self.num_spans, self.device, backward=backward)
-        pause = tiled.LONG_PAUSES[backward] if self.device.type == "cuda" else 0
+        on_gpu = self.device.type == "cuda"
+        pause = tiled.LONG_PAUSES[backward] if on_gpu else 0
+        early = {"launch_pdl": True} if tiled.LONG_EARLY and on_gpu else {}
         long_kernel(self.name)[(min(number, num_tiles),)](
             *tensors,
             self.flags,
@@ -138,10 +157,12 @@ class _Launch:
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
+            EARLY=tiled.LONG_EARLY,
             **tiled.options(f"long{self.name}", self.tile, ITEMSIZE),
             num_warps=self.tile.warps,
             maxnreg=self.tile.registers,
             **self.together,
+            **early,
         )
 
     def mend(self, *tensors: Tensor) -> None:

@@ -15,6 +15,7 @@ them badly, a later launch (triton_mend_long.py) does the sequence again. Legend
             not 0 any more, and -0 is sent for 0. As every number says for itself that it is there, nothing
             need be in order: no fence, no barrier, no flag
     flags   of each sequence whether it is unfit, zeros before the launch
+    EARLY   whether sent and flags may still be on their way to being zeros when a program begins
     GROUPS  groups whose spans every program reads itself; 0: those of its own, and of the others their sums
 """
 
@@ -32,6 +33,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     sampled_reference,
     scan_chunks,
     totals,
+    wait_for_last,
     wait_turn,
 )
 from rwkvseg.ops.wkv.triton_shared_copies import start_keys
@@ -203,11 +205,21 @@ def reach_spans(
     return ln_s.load(L), ld_s.load(L), en_s.load(L), ed_s.load(L), mean
 
 
+@gluon.jit(do_not_specialize=["number"])
+def bi_wkv_zeros_long_kernel(p, number, WARPS: gl.constexpr):
+    """Write so many zeros; the next launch may begin meanwhile."""
+    let_next_begin()
+    L: gl.constexpr = gl.BlockedLayout([4], [32], [WARPS], [0])
+    i = gl.program_id(0) * 1024 + gl.arange(0, 1024, L)
+    gl.store(p + i, gl.full([1024], 0, gl.int32, L), mask=i < number)
+
+
 @gluon.jit(do_not_specialize=["T", "num_spans", "num_tiles", "pause", "processors"])
 def bi_wkv_fwd_long_kernel(
     p_w, p_u, p_k, p_v, p_y, p_states, p_flags, p_sent, T, num_spans, num_tiles, pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr, UNROLLED: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """Write bi_wkv of k, v (B, T, C) to y, and to states (B, spans, 7, C) a weighted mean of v, row 6.
 
@@ -237,6 +249,8 @@ def bi_wkv_fwd_long_kernel(
         top = sampled_reference(p_k + first + c[None, :], T, C)
         lam, far = gl.exp2(-w), gl.exp2(-BLOCK * w)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, 0.0, lam, far, 0, BLOCK, BLOCKS, L)
+        if EARLY:
+            wait_for_last()
         pn, pd, fn, fd, mean = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )

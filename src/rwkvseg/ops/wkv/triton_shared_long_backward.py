@@ -16,6 +16,7 @@ from rwkvseg.ops.wkv.triton_shared import (
     misfits,
     sampled_reference,
     totals,
+    wait_for_last,
     wait_turn,
 )
 from rwkvseg.ops.wkv.triton_shared_backward import SPARE, adjoint_pass, gradient_pass, sum_and_any
@@ -30,7 +31,7 @@ def bi_wkv_bwd_long_kernel(
     pause, processors,
     C: gl.constexpr, BLOCK: gl.constexpr, BLOCKS: gl.constexpr, CHUNKS: gl.constexpr, CHANNELS: gl.constexpr,
     LIMIT: gl.constexpr, WARPS: gl.constexpr, GROUPS: gl.constexpr,
-    UNROLLED: gl.constexpr,
+    UNROLLED: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Write gk, gv and the parts of gw and gu, (B, spans, 2, C), from g (B, T, C), the gradient of y."""
     L: gl.constexpr = lanes_layout(CHUNKS, CHANNELS, WARPS)
@@ -61,6 +62,8 @@ def bi_wkv_bwd_long_kernel(
         decay = chunk_decay(p_w + i_c * CHANNELS, LENGTH, CHANNELS, W)
         lam, far, bonus = gl.exp2(-w), gl.exp2(-BLOCK * w), gl.exp2(u)
         ln, ld, en, ed, pns, pds = totals(k_s, v_s, top, mean, lam, far, 1, BLOCK, BLOCKS, L)
+        if EARLY:
+            wait_for_last()
         past_n, past_d, fn, fd, _ = reach_spans(
             ln, ld, en, ed, p_sent, i_q, i_s, num_spans, num_tiles, decay, GROUPS, L, W
         )
