@@ -39,6 +39,8 @@ def train(
         rwkvseg train kvasir_seg_tiny --data Kvasir-SEG --set training.epochs=20
 
         rwkvseg train mine.yaml --data DATA -o runs/mine --resume
+
+        rwkvseg train mine.yaml --data DATA --set training.devices=2  # GPUs; batch_size is shared out
     """
     from rwkvseg.training.recipe import Recipe
     from rwkvseg.training.run import train as run_training
@@ -53,7 +55,8 @@ def train(
             console, evaluation.summary, title=f"{part} ({counted(len(evaluation.summary.cases), 'case')})"
         )
         say(console, f"report: {evaluation.report}")
-    say(console, f"model:  {folder / 'model'}")
+    if result.summary:  # which of several processes only the first has
+        say(console, f"model:  {folder / 'model'}")
 
 
 def pretrain(

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from rwkvseg.data.augmentation import augment_batch
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.splits import Split
+from rwkvseg.errors import RecipeError
 from rwkvseg.training.items import OnRead, SegmentationItems, unnoticed
 from rwkvseg.training.loader import make_loader, number_of_workers, sampler_of
+from rwkvseg.training.processes import require_share
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.resident import ResidentItems, fits
 from rwkvseg.training.volume_data import VolumeItems, with_intensity
@@ -31,7 +33,8 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
 
     `on_read` is called with each case of the training part as it is read, for what else is to be known of it.
 
-    A last training batch that would hold a single item is dropped: batch normalisation needs two.
+    A last training batch that would hold a single item is dropped: batch normalisation needs two. Of several
+    devices each takes its share of every batch; a last one that is not full is dropped.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
                 train, labels, recipe, augment=True, on_case=on_case, on_read=on_read
             )
             self.val = SegmentationItems(val, labels, recipe, augment=False, on_case=on_case)
+            _require_shares(recipe, len(self.train), len(self.val))
         else:
+            _require_shares(recipe, len(train), len(val))
             folders = [scratch / part if scratch else None for part in ("train", "val")]
             make = partial(VolumeItems, labels=labels, recipe=self.recipe, on_case=on_case)
             self.train = make(train, augment=True, on_read=on_read, folder=folders[0])
@@ -85,7 +90,9 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         settings = self.recipe.training
         number = len(self.train)
         draws = settings.steps_per_epoch * settings.batch_size if settings.steps_per_epoch else number
-        if draws % settings.batch_size == 1 and draws > 1:
+        if settings.devices > 1:
+            draws -= draws % settings.batch_size
+        elif draws % settings.batch_size == 1 and draws > 1:
             draws -= 1
         return self._loader(self.train, draws=draws, shuffle=True)
 
@@ -99,9 +106,22 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
         settings = self.recipe.training
         sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        share = settings.batch_size // settings.devices
         if isinstance(items, SegmentationItems) and fits(items, device):
-            resident = ResidentItems(items, device)
-            return make_loader(resident, sampler, batch_size=settings.batch_size, workers=0)
-        workers = number_of_workers(settings.workers) if shuffle else 0
+            return make_loader(ResidentItems(items, device), sampler, batch_size=share, workers=0)
+        workers = number_of_workers(settings.workers, settings.devices) if shuffle else 0
         whole = isinstance(items, VolumeItems) and not shuffle  # volumes differ in size
-        return make_loader(items, sampler, batch_size=1 if whole else settings.batch_size, workers=workers)
+        return make_loader(items, sampler, batch_size=1 if whole else share, workers=workers)
+
+
+def _require_shares(recipe: Recipe, train: int, val: int) -> None:
+    """Raise RecipeError where so many items are too few for the devices of the recipe."""
+    settings = recipe.training
+    if settings.devices == 1:
+        return
+    require_share(settings.devices, val, "items to validate")
+    if settings.steps_per_epoch is None and train < settings.batch_size:
+        raise RecipeError(
+            f"{train} items to train on do not fill one batch of {settings.batch_size}. "
+            "Set training.batch_size lower, or training.steps_per_epoch."
+        )

@@ -1,6 +1,5 @@
 """In which order items are drawn, and how they become batches."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rwkvseg.parallel import available_cores
 from rwkvseg.training.items import Draw
 from rwkvseg.training.resident import ResidentItems, as_it_is
 
@@ -89,8 +89,13 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def number_of_workers(setting: int | str) -> int:
-    """All but two cores with a GPU to feed; none on a CPU, where the network needs every core itself."""
+def number_of_workers(setting: int | str, devices: int = 1) -> int:
+    """All but two cores with a GPU to feed, shared out among several; none on a CPU.
+
+    There the network needs every core itself.
+    """
     if isinstance(setting, int):
         return setting
-    return max(0, min(16, (os.cpu_count() or 1) - 2)) if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():
+        return 0
+    return max(0, min(16, (available_cores() - 2) // devices))

@@ -54,8 +54,13 @@ class SegmentationModule(RecipeModule):
         """Loss of one batch."""
         logits = self.run_network(laid_out(batch["image"]))
         loss: Tensor = self.loss(logits, batch["label"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        self._log_mean("train_loss", loss, batch)
         return loss
+
+    def _log_mean(self, name: str, value: Tensor, batch: dict[str, Tensor]) -> None:
+        """Log a loss as the mean over an epoch's items, those of all devices."""
+        number = len(batch["image"])
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=number, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
@@ -74,7 +79,7 @@ class SegmentationModule(RecipeModule):
         else:
             logits = self(laid_out(batch["image"]))
             prediction = logits.argmax(1)
-            self.log("val_loss", self.loss(logits, label), batch_size=len(label), on_epoch=True)
+            self._log_mean("val_loss", self.loss(logits, label), batch)
         counts = overlap_counts(prediction, label, self.num_classes)
         self._counts.index_add_(0, batch["case"], counts.to(self._counts))
 

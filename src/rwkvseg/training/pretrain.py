@@ -8,7 +8,6 @@ RUN/
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +31,11 @@ from rwkvseg.training.history import History, Score, TrainingProgress
 from rwkvseg.training.pretrain_data import Pictures, PretrainData, open_pictures
 from rwkvseg.training.pretrain_module import PretrainModule
 from rwkvseg.training.pretrain_recipe import PretrainRecipe
+from rwkvseg.training.processes import FIRST_PROCESS, part, require_share
 from rwkvseg.training.run_folder import DESCRIPTION, holds_run, require_same_recipe
 from rwkvseg.training.trainer import train_or_resume
 from rwkvseg.wording import counted
 
-# Lightning starts the other processes of a run on several devices by the same command, with their rank set
-FIRST_PROCESS = os.environ.get("LOCAL_RANK", "0") == "0"
 TOP1 = ("val_top1", "val_top5")
 Pretrained = EncoderClassifier | MaskedReconstruction
 
@@ -80,6 +78,8 @@ def pretrain(
     """
     started = time.perf_counter()
     pictures, chosen = open_pictures(recipe), choose_device(device)
+    if recipe.task == "classify":
+        require_share(recipe.training.devices, len(pictures.val), "pictures to validate")
     if FIRST_PROCESS:
         _check_run(out, recipe, pictures, resume=resume)
     network, config = build_network(recipe, len(pictures.classes))
@@ -138,11 +138,8 @@ class _Pretraining:
             out=self.out,
             device=self.device,
             callbacks=[history, TrainingProgress(self.console, score), saving],
-            devices=settings.devices,
         )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+        part()
         return module, history
 
     def _say_what_is_seen(self) -> None:

@@ -203,7 +203,7 @@ class PretrainData(LightningDataModule):  # type: ignore[misc]
     def _loader(self, items: PictureItems, *, draws: int, shuffle: bool) -> DataLoader[dict[str, Any]]:
         settings = self.recipe.training
         sampler = sampler_of(self.trainer, len(items), draws=draws, seed=settings.seed, shuffle=shuffle)
-        workers = number_of_workers(settings.workers)
+        workers = number_of_workers(settings.workers, settings.devices)
         return make_loader(
             items, sampler, batch_size=settings.batch_size // settings.devices, workers=workers
         )

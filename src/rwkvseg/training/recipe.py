@@ -140,13 +140,14 @@ class TrainingSettings(Settings):
     """Length, batches, precision and housekeeping of the training."""
 
     epochs: int = Field(300, gt=0)
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(8, gt=0)  # over all devices together
+    devices: int = Field(1, gt=0)  # GPUs; on a CPU processes
     steps_per_epoch: int | None = Field(None, gt=0)  # None: every training item once
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 elsewhere
     validate_every: int = Field(1, gt=0)  # epochs
     checkpoint_every: int = Field(1, gt=0)  # epochs
-    workers: Workers = "auto"
+    workers: Workers = "auto"  # for each device
     cache_gigabytes: float = Field(4.0, ge=0)  # preprocessed data of a part up to this size stays in memory
     foreground_fraction: float = Field(1 / 3, ge=0, le=1)  # of the patches of volumes, centred on a structure
     ema: float | None = Field(None, gt=0, lt=1)  # decay of a moving average of the weights: it is the result
@@ -155,6 +156,12 @@ class TrainingSettings(Settings):
         True  # on one GPU where all images have one size: record the steps, launch them as one
     )
     report: Literal["last", "best"] = "last"  # which checkpoint is tested and exported
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % self.devices:
+            raise ValueError("batch_size must be a multiple of devices: it is shared out among them")
+        return self
 
     @model_validator(mode="after")
     def _best_needs_a_validation(self) -> Self:

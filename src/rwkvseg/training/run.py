@@ -32,6 +32,7 @@ from rwkvseg.training.fusion import FusionHistory, read_sections
 from rwkvseg.training.history import History, TrainingProgress
 from rwkvseg.training.items import unnoticed
 from rwkvseg.training.module import SegmentationModule
+from rwkvseg.training.processes import FIRST_PROCESS, RANK, part, require_devices
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.run_folder import (
     DESCRIPTION,
@@ -60,7 +61,9 @@ def train(
     """Carry out a recipe: train, keep the last and the best checkpoint, export the model, evaluate it.
 
     Killed at any moment, the same call with `resume=True` goes on from the last saved epoch; on a CPU the
-    result equals that of an uninterrupted run bit for bit.
+    result equals that of an uninterrupted run bit for bit. On several devices (`training.devices`) the
+    program that called this runs once for each; all but the first get a result without summary and
+    evaluations.
 
     Args:
         recipe: the whole description; its `data.path` must be set.
@@ -78,14 +81,22 @@ def train(
     """
     started = time.perf_counter()
     chosen = choose_device(device)
+    require_devices(chosen, recipe.training.devices)
     folder, labels, split = open_recipe_data(recipe)
-    check_run(out, recipe, folder, split, resume=resume)
-    run = _Run(recipe, out, folder, labels, split, chosen, console or Console(quiet=True))
+    if FIRST_PROCESS:
+        check_run(out, recipe, folder, split, resume=resume)
+    if console is None or not FIRST_PROCESS:
+        console = Console(quiet=True)
+    run = _Run(recipe, out, folder, labels, split, chosen, console)
     fingerprint = TrainingFingerprint(replace(folder, labels=labels), split)
     network, data = run.build_network(), run.read_data(fingerprint)  # what they refuse leaves no folder
-    describe_run(out, recipe, folder, split, chosen, fingerprint=fingerprint)
+    if FIRST_PROCESS:
+        describe_run(out, recipe, folder, split, chosen, fingerprint=fingerprint)
     history = run.fit(network, data, started)
     data.close()
+    part()
+    if not FIRST_PROCESS:
+        return RunResult(out, {}, {})
     return run.finish(network, history, data.recipe.preprocessing)
 
 
@@ -101,7 +112,7 @@ class _Run:
 
     def read_data(self, fingerprint: TrainingFingerprint) -> SegmentationData:
         """Read every case once; the test part's too, lest a bad file of it shows after hours of training."""
-        is_described = (self.out / DESCRIPTION).exists()  # of a run that goes on
+        is_described = not FIRST_PROCESS or (self.out / DESCRIPTION).exists()  # of a run that goes on
         with progress_bar(self.console, "reading cases", sum(map(len, self.split.parts.values()))) as advance:
             data = SegmentationData(
                 self.folder.cases,
@@ -110,7 +121,7 @@ class _Run:
                 self.recipe,
                 on_case=advance,
                 on_read=unnoticed if is_described else fingerprint.take,
-                scratch=self.out / "volumes",
+                scratch=self.out / ("volumes" if FIRST_PROCESS else f"volumes_{RANK}"),
             )
             check = normalise if self.recipe.preprocessing.dimensions == 2 else plan_grid
             for files in part_files(self.folder, self.split, "test"):
@@ -254,7 +265,9 @@ class _Run:
             )
 
     def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        devices = self.recipe.training.devices
+        return name if devices == 1 else f"{devices} x {name}"
 
     def _summary(self, network: nn.Module, history: History, metrics: dict[str, Any]) -> dict[str, Any]:
         scored = [row for row in history.rows if row["val_dsc"] is not None]
@@ -265,6 +278,7 @@ class _Run:
             "checkpoint": self.recipe.training.report,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "epochs": len(history.rows),
+            "devices": self.recipe.training.devices,
             **history.cost(self.recipe.training.batch_size, self.device),
             "best_epoch": int(best["epoch"] or 0) + 1 if best else None,
             "best_val_dsc_on_network_grid": best["val_dsc"] if best else None,
