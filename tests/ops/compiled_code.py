@@ -48,8 +48,7 @@ def compiled(
 
 def sizes(tile: tiled.Tiling) -> dict[str, Any]:
     """Return what is the same for all of these kernels, beside a tiling."""
-    blocks = {"BLOCK": tile.block, "BLOCKS": tile.blocks, "CHUNKS": tile.chunks, "CHANNELS": tile.channels}
-    return blocks | {"C": 576, "LIMIT": 72.0, "WARPS": tile.warps}
+    return tile.sizes(576) | {"LIMIT": 72.0, "WARPS": tile.warps}
 
 
 def dumped(binary: bytes, *options: str) -> str:

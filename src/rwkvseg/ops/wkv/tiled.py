@@ -44,6 +44,11 @@ class Tiling(NamedTuple):
         """Tokens of a program."""
         return self.block * self.blocks * self.chunks
 
+    def sizes(self, channels: int) -> dict[str, int]:
+        """Return what every kernel over so many channels is compiled for."""
+        sizes = {"C": channels, "BLOCK": self.block, "BLOCKS": self.blocks}
+        return sizes | {"CHUNKS": self.chunks, "CHANNELS": self.channels}
+
 
 def tiling(num_tokens: int, itemsize: int, *, backward: bool) -> Tiling:
     """Return the tiling of a pass over so many tokens whose elements have so many bytes.
@@ -148,11 +153,7 @@ class _Plan:
             *tensors,
             self.num_tokens,
             self.num_spans,
-            C=self.channels,
-            BLOCK=self.tile.block,
-            BLOCKS=self.tile.blocks,
-            CHUNKS=self.tile.chunks,
-            CHANNELS=self.tile.channels,
+            **self.tile.sizes(self.channels),
             WHOLE=self.num_tokens % self.tile.span == 0 and self.channels % self.tile.channels == 0,
             LIMIT=LIMIT[self.wide],
             WIDE=triton_states.TYPES[self.wide],
@@ -172,14 +173,13 @@ class _Plan:
         num_tiles = self.batch * tiles
         # a flag for every tile; backward, for those of some channels, how many programs are done with them
         unfit = torch.empty(num_tiles + tiles, dtype=torch.int32, device=self.device)
-        sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
-        sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
-        resources: dict[str, Any] = {"num_warps": tile.warps, "maxnreg": tile.registers}
-        constants = sizes | resources | {"LIMIT": LIMIT[self.wide], "WARPS": tile.warps}
+        same: dict[str, Any] = tile.sizes(self.channels)
+        same |= {"num_warps": tile.warps, "maxnreg": tile.registers}
+        constants = same | {"LIMIT": LIMIT[self.wide], "WARPS": tile.warps}
         constants |= options(name, tile, tensors[2].itemsize)
         on_gpu = self.device.type == "cuda"
         each = 4 if num_tiles > 256 else 1  # as many programs as run at a time, or nearly, have little to do
-        mending = sizes | resources | {"WIDE": triton_states.TYPES[self.wide], "EACH": each, "EARLY": on_gpu}
+        mending = same | {"WIDE": triton_states.TYPES[self.wide], "EACH": each, "EARLY": on_gpu}
         mending |= {"launch_pdl": True} if on_gpu else {}
         kernel = shared_kernel(name)[(num_tiles,)]
         if name == "fwd":

@@ -120,8 +120,6 @@ class _Launch:
         number = exchanges * self.num_sequences * (self.num_spans + num_groups) * tile.channels * 4
         zeros = self.zeros(number + self.num_sequences + 1)
         self.sent, self.flags = zeros[:number].view(torch.float32), zeros[number:]
-        self.sizes = {"C": self.channels, "BLOCK": tile.block, "BLOCKS": tile.blocks}
-        self.sizes |= {"CHUNKS": tile.chunks, "CHANNELS": tile.channels}
         self.together = {"launch_cooperative_grid": True} if self.device.type == "cuda" else {}
 
     def zeros(self, number: int) -> Tensor:
@@ -153,7 +151,7 @@ class _Launch:
             num_tiles,
             pause,
             tiled.num_processors(self.device),
-            **self.sizes,
+            **self.tile.sizes(self.channels),
             LIMIT=tiled.LIMIT[torch.float32],
             WARPS=self.tile.warps,
             GROUPS=groups_read(self.num_spans),
@@ -176,7 +174,7 @@ class _Launch:
             self.num_tokens,
             self.num_sequences,
             self.num_spans,
-            **self.sizes,
+            **self.tile.sizes(self.channels),
             WIDE=triton_states.TYPES[torch.float32],
             EARLY=early,
             JOINS=-(-self.num_spans // 64),
