@@ -153,7 +153,7 @@ class TestTrain:
     def test_an_output_path_below_a_file(self, fails, recipe, tmp_path):
         (tmp_path / "file").write_text("x")
         err = fails(1, "train", recipe, "-o", tmp_path / "file" / "run", "--device", "cpu")
-        assert "Not a directory" in err
+        assert "file is a file. Choose another output path" in err
         assert (tmp_path / "file").read_text() == "x"
 
     def test_a_run_is_not_overwritten(self, fails, recipe, run_copy):

@@ -65,6 +65,10 @@ class ModelFileError(RWKVSegError):
     """A model file or checkpoint that is missing, altered or foreign."""
 
 
+class TrainingError(RWKVSegError):
+    """A training that cannot go on as it is."""
+
+
 class OutputError(RWKVSegError):
     """A result that cannot be written."""
 

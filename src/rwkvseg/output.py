@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,10 +37,45 @@ def write_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}. "
-            "Free some space or choose another output path, then run the same command again."
+            "Free some space or choose another output path. A training then goes on with --resume, other "
+            "commands begin again."
         ) from error
     finally:
         _remove_quietly(temporary)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OutputError where no file could be written into a folder, which need not be there yet."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "may not be written" if place.is_dir() else "is a file"
+        raise OutputError(f"cannot write into {folder}: {place} {why}. Choose another output path.")
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; on success it takes its place, on any failure it goes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = folder.with_name(f".partial.{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder}: {error.strerror or error}. "
+            "Free some space or choose another output path. A training then goes on with --resume, other "
+            "commands begin again."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_quietly(path: Path) -> None:

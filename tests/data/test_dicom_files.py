@@ -260,3 +260,12 @@ def test_other_images_need_no_pydicom(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "image=1 x (3, 3) uint8" in done.stdout
+
+
+def test_pictures_above_dicom_are_refused_and_a_series_is_found_beside_them(tmp_path):
+    written = write_series(tmp_path / "study" / "ct")
+    Image.new("L", (3, 3)).save(tmp_path / "study" / "preview.png")
+    with pytest.raises(DataError, match=r"holds 1 picture or NIfTI volume among DICOM files, or above them"):
+        find_inputs(tmp_path / "study")
+    (files,) = find_inputs(tmp_path / "study", [written.datasets[0].SeriesInstanceUID])
+    assert len(files.images) == len(written.datasets)

@@ -331,3 +331,26 @@ def test_an_odd_header_extension_is_passed_over(volumes):
     path.write_bytes(raw)
     np.testing.assert_array_equal(read_image(path)[0][0], values)
     assert verify_data(volumes).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "gap"), [((0, 1, 2, 4), True), ((0, 1, 255), True), ((0, 255), False), ((0, 1, 2), False)]
+)
+def test_labels_that_plan_and_train_refuse(pictures, values, gap):
+    (pictures / "dataset.json").unlink()
+    for path in (pictures / "masks").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.array(values, np.uint8)[label % len(values)]).save(path)
+    findings = found(pictures).get("label_gap", [])
+    assert ["without gaps" in finding.what for finding in findings] == [True] * gap
+
+
+def test_pictures_that_a_viewer_turns(pictures):
+    path = picture(pictures, 3)
+    image = Image.open(path)
+    image.load()
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(path, exif=exif)
+    finding = only(pictures, "orientation")
+    assert (finding.cases, "orientation 6" in finding.what) == (("phantom-0003",), True)

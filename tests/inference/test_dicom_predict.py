@@ -18,10 +18,13 @@ from volume_cases import Linear, make_predictor
 
 from dicom_cases import Grid, assert_lies_right, lps, write_multi_frame, write_picture, write_series
 from rwkvseg.data.layouts import find_inputs, read_case
-from rwkvseg.errors import DataError, MissingExtraError, UsageError
+from rwkvseg.errors import DataError, MissingExtraError, OutputError, UsageError
 from rwkvseg.evaluation.drawing import class_colour
+from rwkvseg.inference import result_files
 from rwkvseg.inference.dicom_seg import write_dicom_seg
 from rwkvseg.inference.predict import predict_files
+from rwkvseg.inference.predictor import Predictor
+from small import files_below
 
 
 def read_seg(path):
@@ -271,7 +274,7 @@ def test_without_highdicom_the_extra_is_named(tmp_path, monkeypatch):
     ("key", "told"),
     [
         ("StudyInstanceUID", "lacks a StudyInstanceUID"),
-        ("FrameOfReferenceUID", "no DICOM segmentation can be made: .*frame of reference"),
+        ("FrameOfReferenceUID", "lacks a FrameOfReferenceUID"),
     ],
 )
 def test_sources_that_nothing_can_refer_to(tmp_path, key, told):
@@ -347,3 +350,47 @@ def test_a_series_in_two_multi_frame_files(tmp_path):
     assert rows == [("b", "1"), ("a", "2"), ("b", "3"), ("a", "3"), ("b", "2"), ("a", "1")]
     with pytest.raises(DataError, match="is spread over 2 files of many frames"):
         predict(tmp_path / "mr", tmp_path / "seg", wanted="dicom-seg")
+
+
+def test_pictures_of_slices_are_replaced_as_a_whole(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_series(tmp_path / "a" / "ct", Grid(shape=(7, 9, 6)))
+    write_series(tmp_path / "b" / "ct", Grid(shape=(7, 9, 4)))
+    predict(tmp_path / "a" / "ct", out, wanted="png")
+    _, folder = predict(tmp_path / "b" / "ct", out, wanted="png")
+    before = files_below(out)
+    assert len(before) == 4 + 2, "four slices, their table and the record"
+    write_map, left = result_files.write_label_map, [2]
+
+    def stop(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write_map(*arguments, **options)
+
+    monkeypatch.setattr(result_files, "write_label_map", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict(tmp_path / "a" / "ct", out, wanted="png")
+    assert set(files_below(out)) <= set(before)
+    assert len(list(folder.glob("*.png"))) == 4
+    (folder / "slices.csv").unlink()
+    with pytest.raises(OutputError, match=r"holds no slices\.csv"):
+        predict(tmp_path / "b" / "ct", out, wanted="png")
+
+
+def test_a_screen_shot_in_a_study_is_told_before_any_work(tmp_path, monkeypatch):
+    write_series(tmp_path / "study" / "a")
+    write_picture(tmp_path / "study" / "shot.dcm", np.zeros((20, 30, 3), np.uint8), photometric="RGB")
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", None)
+        with pytest.raises(DataError, match=r"is in colour .*takes 1 channel.*--series"):
+            predict_files(bands(), find_inputs(tmp_path / "study"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_label_maps_of_dicom_do_not_lie_among_it(tmp_path):
+    write_series(tmp_path / "ct")
+    with pytest.raises(UsageError, match="holds data"):
+        predict(tmp_path / "ct", tmp_path / "ct")
+    _, path = predict(tmp_path / "ct", tmp_path / "ct", wanted="dicom-seg")
+    assert path.parent == tmp_path / "ct"

@@ -190,9 +190,11 @@ def test_volumes_keep_their_oblique_affine(tmp_path, suffix):
 
 
 def test_devices():
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UsageError, match=r"unknown device 'tpu'\. Choose auto, cpu or cuda"):
+    assert choose_device("cpu") == choose_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(UsageError, match=r"unknown device 'tpu'\. Choose auto, cpu, cuda or cuda:NUMBER"):
         choose_device("tpu")
+    with pytest.raises(BackendError):
+        choose_device("cuda:99")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

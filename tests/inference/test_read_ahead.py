@@ -84,7 +84,8 @@ def test_an_error_comes_at_its_turn(pictures, by_threads, tmp_path):
     pictures[2].images[0].write_bytes(b"damaged")
     with pytest.raises(UnreadableFileError, match=r"p2\.png"):
         predict_files(make_predictor(), pictures, tmp_path / "out")
-    assert sorted(written(tmp_path / "out")) == ["p0.png", "p1.png"]
+    assert sorted(written(tmp_path / "out")) == ["p0.png", "p1.png", "prediction.json"]
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["cases"].keys() == {"p0", "p1"}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
     with pytest.raises(DataError, match="the network takes 2"):
         predict_files(make_predictor(channels=2), find_inputs(colours(tmp_path)), tmp_path / "other")

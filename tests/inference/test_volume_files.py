@@ -11,6 +11,7 @@ from itertools import permutations, product
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from nibabel.affines import apply_affine
 from volume_cases import Linear, oblique_affine, world
 
@@ -86,7 +87,8 @@ def test_predict_overlays_the_object_in_the_world(rwkvseg, model, tmp_path, axes
     written, original = (nibabel.load(p) for p in (tmp_path / "out/scan.nii.gz", tmp_path / "scan.nii.gz"))
     np.testing.assert_array_equal(written.affine, original.affine)
     np.testing.assert_allclose(written.get_qform(), written.get_sform(), atol=1e-5)
-    assert (written.header["sform_code"], written.get_data_dtype()) == (1, np.uint8)
+    assert written.header["sform_code"] == original.header["sform_code"]
+    assert written.get_data_dtype() == np.uint8
     labels = np.asarray(written.dataobj)
     np.testing.assert_array_equal(labels, inside)
     centroid = apply_affine(written.affine, np.argwhere(labels)).mean(0)
@@ -306,3 +308,30 @@ def test_a_killed_write_leaves_no_half_label_map(tmp_path):
     ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "scan.nii.gz"], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert [path for path in files_below(tmp_path) if not path.startswith(".")] == []
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (2, 0), (0, 3), (1, 1), (2, 1)])
+def test_sform_qform_and_their_codes_go_over(rwkvseg, model, tmp_path, codes):
+    """Programs differ in which they go by where the two disagree, or where there is neither."""
+    shape, affine = (12, 9, 8), affine_around(*LPS, (12, 9, 8))
+    write_organ(tmp_path / "scan.nii", affine, shape)
+    image = nibabel.load(tmp_path / "scan.nii")
+    image.header.set_sform(affine, code=codes[0])
+    image.header.set_qform(np.diag([2.0, 2.0, 2.0, 1.0]), code=codes[1])
+    values = np.asarray(image.dataobj)
+    whole = nibabel.Nifti1Image(values, None, image.header)
+    nibabel.save(whole, tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii").unlink()
+    code, _, err = rwkvseg("predict", "-m", model(), "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "out")
+    assert code == 0, err
+    written, original = (
+        nibabel.load(p).header for p in (tmp_path / "out/scan.nii.gz", tmp_path / "scan.nii.gz")
+    )
+    for name in ("sform_code", "qform_code", "srow_x", "quatern_b", "qoffset_x", "qoffset_z"):
+        np.testing.assert_array_equal(written[name], original[name], name)
+    np.testing.assert_array_equal(written["pixdim"][:4], original["pixdim"][:4])
+    ours, theirs = (
+        SimpleITK.ReadImage(str(p)) for p in (tmp_path / "out/scan.nii.gz", tmp_path / "scan.nii.gz")
+    )
+    for asked in ("GetOrigin", "GetDirection", "GetSpacing"):
+        assert getattr(ours, asked)() == getattr(theirs, asked)(), asked

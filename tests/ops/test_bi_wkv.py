@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from wkv_cases import FORMS, Inputs, Operator, Results, errors, inputs, run
 
+from rwkvseg.errors import BackendError, UsageError
 from rwkvseg.ops import available_backends, bi_wkv, naive_bi_wkv
 from rwkvseg.ops.wkv import scan
 
@@ -198,3 +199,21 @@ def test_properties_of_a_weighted_mean(
     torch.testing.assert_close(scan_bi_wkv(w, u, k.flip(1), v.flip(1)), out.flip(1))
     found = errors(run(scan_bi_wkv, x), run(naive_bi_wkv, x), x)
     assert max(found.values()) < 1e-10, found
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own code
+@pytest.mark.parametrize("backend", ["scan", "auto"])
+def test_forward_mode_is_refused_rather_than_zero(backend: str) -> None:
+    w, u, k, v, g = inputs((2, 9, 4)).to(torch.float64)
+    with pytest.raises(BackendError, match="no derivative in forward mode"):
+        torch.func.jvp(lambda x: bi_wkv(w, u, x, v, backend=backend), (k,), (g,))
+    _, found = torch.func.jvp(lambda x: bi_wkv(w, u, x, v, backend="naive"), (k,), (g,))
+    step = 1e-6 * g
+    expected = (bi_wkv(w, u, k + step, v) - bi_wkv(w, u, k - step, v)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    w, u, k, v, _ = inputs((2, 9, 4))
+    with pytest.raises(UsageError, match="are tensors, got ndarray, list; convert"):
+        bi_wkv(w.numpy(), u.tolist(), k, v)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ def start(device, *, terminal):
         max_epochs=2,
         global_step=0,
         estimated_stepping_batches=8,
+        num_training_batches=4,
         callback_metrics={"train_loss": torch.tensor(0.25), "val_dsc": torch.tensor(0.5)},
     )
     progress.on_train_start(trainer, SimpleNamespace(device=torch.device(device)))
@@ -65,3 +66,14 @@ def test_without_a_terminal_a_line_says_it(device, told):
     assert (COMPILING in printed.getvalue()) == told
     progress.on_train_epoch_end(trainer, None)
     assert "epoch 1/2  loss 0.250  val DSC 50.00 %" in printed.getvalue()
+    assert f"training on {device}, epochs 1 to 2, 4 steps each" in printed.getvalue()
+
+
+def test_without_a_terminal_a_minute_is_not_silent(monkeypatch):
+    monkeypatch.setattr(history.time, "perf_counter", iter([100.0, 130.0, 161.0, 161.0, 200.0]).__next__)
+    progress, trainer, printed = start("cpu", terminal=False)
+    for step in (1, 2, 3):
+        trainer.global_step = step
+        progress.on_train_batch_end(trainer, None, None, None, 0)
+    assert printed.getvalue().count("\n") == 2
+    assert "epoch 1/2  step 2/8  61 s, about 183 s left" in printed.getvalue()

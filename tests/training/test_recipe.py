@@ -163,7 +163,9 @@ def test_a_bad_set_is_refused(tmp_path, change, message):
     [
         (b"name: [x", "not valid YAML: .*line 1.* Mend that line"),
         (b"name: x\n\ttraining: 3", "not valid YAML"),
-        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"\xff\xfe\x00", "is no UTF-8 text. Save it as UTF-8"),
+        (b"name: x\ntraining:\n  epochs: 3\ntraining:\n  epochs: 4", "key training again.*line 4"),
+        (b"name: x\ntraining:\n  epochs: 3\n  epochs: 4", "key epochs again"),
         (b"", "holds no keys. Start from one in recipes/"),
         (b"- a\n- b\n", "holds no keys"),
         (b"name: !!python/object/apply:os.system ['echo hacked']", "not valid YAML"),

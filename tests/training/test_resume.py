@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from rwkvseg import cli
 from rwkvseg.errors import DataError, ModelFileError, RecipeError, UsageError
+from rwkvseg.training import history
 from rwkvseg.training import run as run_module
 from rwkvseg.training.history import History
 from rwkvseg.training.recipe import Recipe
@@ -214,7 +216,7 @@ def test_control_c_says_how_to_go_on(rwkvseg, tmp_path, phantom, monkeypatch):
     monkeypatch.setattr(History, "on_train_epoch_start", press)
     code, _, error = rwkvseg("train", recipe, "-o", out, "--device", "cpu")
     assert code == 130
-    assert error == "error: stopped. The same command goes on, a training with --resume.\n"
+    assert error == "error: stopped. A training goes on with --resume, other commands begin again.\n"
     assert (out / "checkpoints" / "last.ckpt").exists()
     assert not (out / "summary.json").exists()
 
@@ -303,3 +305,47 @@ def test_a_damaged_run_folder_is_refused(run_copy, phantom, name, content, error
     with pytest.raises(error, match=name) as caught:
         train(Recipe.from_mapping(small_recipe(phantom)), run_copy, device="cpu", resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_lost_its_weights_ends(fails, phantom, tmp_path):
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    content = small_recipe(phantom, epochs=3)
+    content["optimizer"] = {"learning_rate": 1e30}
+    recipe.write_text(yaml.safe_dump(content))
+    told = fails(1, "train", recipe, "-o", out, "--device", "cpu")
+    assert "the weights are lost. Start a new run with a lower optimizer.learning_rate" in told
+    assert not (out / "model").exists()
+    assert not (out / "summary.json").exists()
+
+
+def test_a_run_takes_nobodys_place(phantom, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "model.json").write_text("mine")
+    with pytest.raises(UsageError, match="holds model, and no run that they are of"):
+        train(recipe_of(phantom), tmp_path / "mine", device="cpu")
+    with pytest.raises(UsageError, match="is the data's own folder"):
+        train(recipe_of(phantom), phantom, device="cpu")
+    assert files_below(tmp_path) == ["mine/model/model.json"]
+
+
+def test_resuming_nothing_is_told(rwkvseg, phantom, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small_recipe(phantom, epochs=1)))
+    monkeypatch.setattr(history, "LIFE_SIGN", 0.0)
+    code, printed, err = rwkvseg("train", recipe, "-o", tmp_path / "run", "--device", "cpu", "--resume")
+    printed = " ".join(printed.split())
+    assert code == 0, err
+    assert "holds no run to go on with: a new one begins" in printed
+    assert "training on cpu, epochs 1 to 1, 4 steps each" in printed
+    assert "epoch 1/1 step 2/4" in printed
+
+
+def test_pictures_of_several_sizes_make_no_batch(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    for path in (data / "images", data / "masks"):
+        name = sorted(path.iterdir())[0]
+        Image.open(name).resize((30, 40)).save(name)
+    content = small_recipe(data, epochs=1)
+    content["preprocessing"]["size"] = None
+    with pytest.raises(RecipeError, match=r"several sizes .* they make no batch"):
+        train(Recipe.from_mapping(content), tmp_path / "run", device="cpu")

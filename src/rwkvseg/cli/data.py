@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwkvseg.cli.console import say
+from rwkvseg.cli.console import say, widen
 from rwkvseg.cli.convert import convert
 from rwkvseg.cli.options import DataFolderArgument, FoldOption, JsonListOption
 from rwkvseg.progress import progress_bar
@@ -59,6 +59,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps([finding.as_object() for finding in result.findings], indent=2))
     else:
+        widen(console, 160)
         _print_findings(console, result)
     if result.has_errors:
         sys.exit(1)

@@ -67,7 +67,8 @@ def predict(
 
         rwkvseg predict -m runs/ct -i folder --keep-largest liver --keep-largest spleen -o predictions
     """
-    from rwkvseg.inference.predict import predict_files, write_report_json
+    from rwkvseg.inference.predict import cases_trained_on, predict_files
+    from rwkvseg.inference.prediction_record import write_report_json
     from rwkvseg.inference.predictor import Predictor
 
     options = volume_options(overlap, mirror=mirror, max_memory=max_memory)
@@ -89,6 +90,7 @@ def predict(
             overlay=overlay,
             largest=largest or (),
             source=str(inputs),
+            trained_on=cases_trained_on(model),
             on_case=bar.on_case,
             on_windows=bar.on_windows,
         )

@@ -80,7 +80,7 @@ def main() -> None:
             traceback.print_exc()
         _fail(_explain_unexpected(error), 1)
     if interrupted:
-        _fail("stopped. The same command goes on, a training with --resume.", INTERRUPTED)
+        _fail("stopped. A training goes on with --resume, other commands begin again.", INTERRUPTED)
 
 
 def _explain_usage(error: Any) -> NoReturn:
@@ -98,7 +98,7 @@ def _explain_unexpected(error: Exception) -> str:
             "the device ran out of memory. "
             "Lower training.batch_size or preprocessing.size, or use --device cpu."
         )
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return (
             "this machine's memory ran out. End other programs, or give smaller images or a larger machine."
         )

@@ -42,6 +42,10 @@ class Case:
                 f"case {self.id}: image has shape {self.image.shape}. "
                 "Give it one channel axis and 2 or 3 spatial axes."
             )
+        if 0 in self.image.shape:
+            raise GeometryError(
+                f"case {self.id}: image has shape {self.image.shape}, so no pixels. Give each axis some."
+            )
         if self.label is not None and self.label.shape != shape:
             raise GeometryError(
                 f"case {self.id}: label has shape {self.label.shape}, image has {shape}. "

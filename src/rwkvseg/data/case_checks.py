@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.duplicates import Trace, image_look, pixel_digest
 from rwkvseg.data.findings import Finding
-from rwkvseg.data.io import Affine, as_integers, read_stored_image, read_stored_label
+from rwkvseg.data.io import (
+    PICTURE_SUFFIXES,
+    Affine,
+    as_integers,
+    case_suffix,
+    read_stored_image,
+    read_stored_label,
+)
 from rwkvseg.data.listing import FoundCase
+from rwkvseg.data.pictures import exif_orientation
 from rwkvseg.data.reading import AFFINE_TOLERANCE, is_binary, label_values
 from rwkvseg.errors import DataError, GeometryError, LabelError
 
@@ -50,6 +58,18 @@ class _Grid:
     affine: Affine | None
 
 
+def _check_orientation(checked: CheckedCase, path: Path) -> None:
+    """Find pictures that a viewer shows turned, while their pixels are taken as they lie in the file."""
+    number = exif_orientation(path) if case_suffix(path) in PICTURE_SUFFIXES else 1
+    if number != 1:
+        checked.find(
+            "orientation",
+            path,
+            f"by its EXIF tag (orientation {number}, not applied here) viewers turn or mirror it",
+            "Check that the mask fits the pixels as stored; or save the picture turned, without the tag",
+        )
+
+
 def check_case(
     found: FoundCase, root: Path, known: Mapping[str, int] | None, part: str | None
 ) -> CheckedCase:
@@ -70,6 +90,7 @@ def check_case(
             _explain(checked, path, error)
             whole = False
             continue
+        _check_orientation(checked, path)
         grid = _compare(checked, grid, _Grid(path, image.shape[1:], affine))
         plain = _check_intensities(checked, path, image)
         digest = pixel_digest(image, digest)

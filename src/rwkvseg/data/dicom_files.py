@@ -50,12 +50,6 @@ def find_dicom(path: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
     return sorted((_checked(files, group, cases) for files, group in wanted), key=lambda case: case.id)
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a DICOM file lies directly in a folder."""
-    paths = (path for path in folder.iterdir() if case_suffix(path) is None and path.name[0] != ".")
-    return any(is_dicom(path) for path in paths if path.is_file())
-
-
 def any_dicom_below(folder: Path) -> bool:
     """Whether a DICOM file lies anywhere below a folder; the search ends at the first."""
     return any(is_dicom(path) for path in _iterate_below(folder) if case_suffix(path) is None)

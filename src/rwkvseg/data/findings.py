@@ -23,6 +23,8 @@ KINDS: dict[str, str] = {
     "nan": ERROR,
     "inf": ERROR,
     "label_values": ERROR,
+    "label_gap": WARNING,
+    "orientation": WARNING,
     "unknown_label": ERROR,
     "split": ERROR,
     "case_across": ERROR,

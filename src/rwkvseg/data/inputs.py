@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkvseg.data.dicom_files import find_dicom, holds_dicom
+from rwkvseg.data.dicom_files import any_dicom_below, find_dicom
 from rwkvseg.data.files import (
     CaseFiles,
     group_channels,
@@ -41,13 +41,15 @@ def find_inputs(path: Path, series: Sequence[str] = ()) -> tuple[CaseFiles, ...]
     found = _find_files(path)
     if not found:
         return _find_series(path, series)
-    if series:
-        raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
-    if path.is_dir() and found[0].images[0].parent == path and holds_dicom(path):
+    if path.is_dir() and found[0].images[0].parent == path and any_dicom_below(path):
+        if series:
+            return _find_series(path, series)
         raise DataError(
             f"{path} holds {counted(len(found), 'picture or NIfTI volume', 'pictures or NIfTI volumes')} "
-            "among DICOM files. Put them into folders of their own."
+            "among DICOM files, or above them. Give the files or the folder that you mean, or --series."
         )
+    if series:
+        raise UsageError(f"--series is of DICOM, {path} holds other images. Leave it out.")
     return found
 
 

@@ -156,11 +156,13 @@ def expected_pixels(path: Path) -> int:
         return 0
 
 
-def write_label_map(path: Path, prediction: Label, affine: Affine | None = None) -> None:
+def write_label_map(
+    path: Path, prediction: Label, affine: Affine | None = None, *, like: Path | None = None
+) -> None:
     """Write a label map, whole or not at all, in the smallest of uint8 and uint16 that holds its values.
 
     (row, column) is written as grey picture without palette, (i, j, k) as NIfTI whose sform and qform are
-    `affine` (None: the identity).
+    `affine` (None: the identity), or those of the file `like`, see `write_nifti`.
 
     Raises:
         LabelError: values outside 0..65535.
@@ -174,7 +176,7 @@ def write_label_map(path: Path, prediction: Label, affine: Affine | None = None)
     if prediction.ndim == 2 and suffix == ".png":
         write_picture(path, compact)
     elif prediction.ndim == 3 and suffix in VOLUME_SUFFIXES:
-        write_nifti(path, compact, np.eye(4) if affine is None else affine)
+        write_nifti(path, compact, np.eye(4) if affine is None else affine, like=like)
     else:
         raise OutputError(
             f"cannot write a label map of shape {prediction.shape} as {path.name}. "

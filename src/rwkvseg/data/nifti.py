@@ -30,6 +30,10 @@ DAMAGE = (
     ImageFileError, HeaderDataError, WrapStructError,
 )  # fmt: skip
 NIFTI2_HEADER_SIZE = 540
+FORMS = (
+    *("sform_code", "srow_x", "srow_y", "srow_z", "qform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)  # and the spacing
 DEFLATE_LIMIT = 1032  # deflate cannot compress further
 
 
@@ -192,8 +196,13 @@ def _check_size(nifti: Any, path: Path) -> None:
         )
 
 
-def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_nifti(
+    path: Path, values: NDArray[Any], affine: NDArray[np.float64], *, like: Path | None = None
+) -> None:
     """Write (i, j, k) or (i, j, k, C) with `affine` as sform and qform, whole or not at all.
+
+    A file `like` it with the same affine passes its own sform, qform and their codes on: where those disagree
+    or are missing, programs differ in which they go by, and shall find both files in one place.
 
     A qform holds no shear. Where the nearest without would put a voxel more than half a voxel off, its code
     is 0: ITK, which wants right angles, then refuses the file, and would misplace it otherwise.
@@ -206,5 +215,17 @@ def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -
     off = apply_affine(affine, corners) - apply_affine(nifti.get_qform(), corners)
     if np.linalg.norm(off, axis=1).max() > voxel_sizes(affine).min() / 2:
         nifti.set_qform(affine, code=0)
+    if like is not None:
+        _take_forms(nifti.header, affine, like)
     with write_atomically(path) as temporary:
         nibabel.save(nifti, temporary)
+
+
+def _take_forms(header: Any, affine: NDArray[np.float64], like: Path) -> None:
+    with without_warnings():
+        theirs: Any = nibabel.load(like).header
+    if not np.allclose(theirs.get_best_affine(), affine):
+        return
+    for name in FORMS:
+        header[name] = theirs[name]
+    header["pixdim"][:4] = theirs["pixdim"][:4]

@@ -47,6 +47,15 @@ DAMAGE = (
 )
 
 
+def exif_orientation(path: Path) -> int:
+    """How a viewer turns or mirrors a picture (EXIF 274): 1 if not at all, or if the file cannot be read."""
+    try:
+        with without_warnings(), Image.open(path, formats=FORMATS) as image:
+            return int(image.getexif().get(274, 1))
+    except DAMAGE:
+        return 1
+
+
 def read_picture(path: Path) -> NDArray[Any]:
     """Read a picture as (C, row, column): uint8 or uint16 with C = 1 or 3, float32 for a float TIFF."""
     picture = _decode(path)

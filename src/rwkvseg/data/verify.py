@@ -78,6 +78,7 @@ def verify_data(
             on_case(done, len(listing.cases))
     if listing.labels is None and values:
         findings.append(_unnamed(values))
+    findings += _gap(sorted(values if listing.labels is None else listing.labels.values()))
     findings += _group_leaks(listing, parts)
     findings += _duplicates(traces)
     return Verification(
@@ -129,6 +130,15 @@ def _unnamed(values: Iterable[int]) -> Finding:
         f"nothing names the labels, so their values were not checked; the label maps hold {listed}",
         'Name them in labels.json, such as {"labels": {"background": 0, "polyp": 1}}, or in the recipe',
     )
+
+
+def _gap(values: list[int]) -> list[Finding]:
+    """What plan and train refuse: labels that do not count up from 0; 0 and 255 are taken as 0 and 1."""
+    if values in ([0, 255], [255]) or values == list(range(len(values))) or values == [1]:
+        return []
+    listed = ", ".join(map(str, values[:12]))
+    what = f"the labels are {listed}: not 0 (background), 1, 2, ... without gaps, as plan and train want them"
+    return [Finding("label_gap", what, "Renumber them in the label maps and where they are named")]
 
 
 def _group_leaks(listing: Listing, parts: dict[str, str | None]) -> list[Finding]:

@@ -69,9 +69,10 @@ def write_sheet(path: Path, comparison: Comparison, cases: Sequence[ComparedCase
 
 def draw_sheet(labels: Sequence[str], cases: Sequence[ComparedCase]) -> "Image":
     """Rows of panels with the case above and the columns' names and the case's DSC below each."""
+    from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(14)
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 14)  # all of Latin
     rows = [draw_side_by_side(case) for case in cases]
     width = max(row.width for row in rows)
     height = sum(row.height + 2 * _LINE + _MARGIN for row in rows)

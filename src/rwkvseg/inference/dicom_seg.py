@@ -105,6 +105,23 @@ def _frames(prediction: LabelMap, series: Series) -> LabelMap:
     return frames if len(series.instances) > 1 else frames[np.argsort(series.stack.order)]
 
 
+def require_references(files: CaseFiles) -> None:
+    """Raise DataError where a case's first file lacks what a segmentation refers to."""
+    _require_references(read_dataset(files.images[0], stop_before_pixels=True), files.id)
+
+
+def _require_references(source: Any, name: str) -> None:
+    needed = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
+    if source.get("ImagePositionPatient"):
+        needed.append("FrameOfReferenceUID")
+    for key in needed:
+        if not source.get(key):
+            raise DataError(
+                f"{name} lacks a {key}, so no DICOM segmentation can refer to it. "
+                "Write --format nifti or png."
+            )
+
+
 def _sources(series: Series) -> list[Any]:
     """Headers in the order of the slices; what may be empty by the standard is filled, the rest refused."""
     if len(series.instances) > 1 and any(instance.shape[0] > 1 for instance in series.instances):
@@ -114,12 +131,7 @@ def _sources(series: Series) -> list[Any]:
         )
     sources = [read_dataset(path, stop_before_pixels=True) for path in series.files]
     for source in sources:
-        for key in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-            if not source.get(key):
-                raise DataError(
-                    f"{series.name} lacks a {key}, so no DICOM segmentation can refer to it. "
-                    "Write --format nifti or png."
-                )
+        _require_references(source, series.name)
         for key in EMPTY_IF_UNKNOWN:
             if key not in source:
                 setattr(source, key, None)
@@ -129,7 +141,7 @@ def _sources(series: Series) -> list[Any]:
 def _segmentation(
     highdicom: Any, sources: list[Any], frames: NDArray[np.uint8], description: ModelDescription
 ) -> Any:
-    number = int(sources[0].get("SeriesNumber") or 0) + SERIES_NUMBERS
+    number = min(int(sources[0].get("SeriesNumber") or 0) + SERIES_NUMBERS, 2**31 - 1)  # of an IS at most
     return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=frames,

@@ -18,7 +18,7 @@ from rwkvseg.evaluation.score_files import write_csv, write_summary_csv, write_s
 from rwkvseg.evaluation.summary import Summary, Unit, summarise
 from rwkvseg.inference.evaluation_context import Context, Grid, read_record
 from rwkvseg.inference.pairs import Pair, labels_in_files, pair_files, read_pair, recorded_images
-from rwkvseg.output import write_json
+from rwkvseg.output import require_writable, write_json
 from rwkvseg.parallel import available_cores, map_in_order
 
 MOST_PIXELS_AT_ONCE = 2**25
@@ -83,8 +83,12 @@ def evaluate(
             volumes (mm).
         GeometryError: prediction and truth on different grids.
         OutputError: the results cannot be written.
-        UsageError: `scored` or `regions` name what no label does, or a tolerance that is no distance.
+        UsageError: `out` is one of the other two, `scored` or `regions` name what no label does, or a
+            tolerance that is no distance.
     """
+    require_writable(out)
+    if out.resolve() in (predictions.resolve(), truth.resolve()):
+        raise UsageError(f"the output folder {out} holds the label maps. Choose another --out.")
     record = read_record(predictions)
     pictured = find_inputs(images) if images else recorded_images(record)
     found = pair_files(predictions, truth, pictured, layout=layout).only(only)

@@ -42,6 +42,8 @@ class Record(BaseModel):
     precision: str = ""
     keep_largest: list[str] = []
     dicom_series: dict[str, str] = {}
+    cases: dict[str, str] = {}
+    trained_on: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,26 @@ class Context:
     @property
     def warnings(self) -> list[str]:
         """Why the figures are not what they seem."""
-        found = self.record.protocol
-        if found in (None, self.protocol):
-            return []
-        return [
-            f"predicted under '{found}', scored under '{self.protocol}': the label maps were resized by the "
-            f"other rule. Predict with --protocol {self.protocol} for figures of one protocol throughout."
-        ]
+        found, told = self.record.protocol, []
+        if found not in (None, self.protocol):
+            told.append(
+                f"predicted under '{found}', scored under '{self.protocol}': the label maps were resized by "
+                f"the other rule. Predict with --protocol {self.protocol} for figures of one protocol "
+                "throughout."
+            )
+        unknown = [case for case in self.grids if case not in self.record.cases] if self.record.model else []
+        if unknown:
+            told.append(
+                f"{counted(len(unknown), 'label map')} ({name_some(unknown)}) of {len(self.grids)} not in "
+                f"{RECORD}: they may be of another model. Predict all of them into an empty folder."
+            )
+        seen = [case for case in self.grids if case in self.record.trained_on]
+        if seen:
+            told.append(
+                f"{counted(len(seen), 'case')} ({name_some(seen)}) of {len(self.grids)} named like those the "
+                "model was trained on: figures of them flatter. `predict --part test` leaves them out."
+            )
+        return told
 
     def to_json(self) -> dict[str, Any]:
         """For programs: plain dictionaries and lists."""

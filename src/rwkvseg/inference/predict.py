@@ -2,12 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-from rwkvseg import __version__
 from rwkvseg.data.case import Case
 from rwkvseg.data.files import CaseFiles, read_json
 from rwkvseg.data.inputs import find_inputs
@@ -17,31 +14,14 @@ from rwkvseg.errors import DataError, UsageError
 from rwkvseg.evaluation.drawing import draw_prediction
 from rwkvseg.evaluation.pictures import make_picture
 from rwkvseg.inference.components import count_values, keep_largest, labels_to_keep
-from rwkvseg.inference.evaluation_context import RECORD
 from rwkvseg.inference.freed_memory import freed_memory_kept
+from rwkvseg.inference.prediction_record import Predicted, PredictionRecord
 from rwkvseg.inference.predictor import LabelMap, Predictor, Protocol
 from rwkvseg.inference.read_ahead import read_cases
-from rwkvseg.inference.result_files import Format, check_format, write_prediction
+from rwkvseg.inference.result_files import Format, check_format, check_series, write_prediction
 from rwkvseg.inference.volume_predictor import OnWindows
-from rwkvseg.output import write_atomically, write_json
+from rwkvseg.output import require_writable, write_atomically
 from rwkvseg.wording import counted
-
-RESIZE_RULES = {
-    "strict": "probabilities resampled to the case's own grid, then arg-max",
-    "transunet": "image by cubic spline to the network's size, arg-max, labels back by nearest neighbour",
-}
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What became of one case."""
-
-    case: str
-    file: Path
-    seconds: float
-    pixels: dict[str, int]  # label name -> number of pixels or voxels
-    removed: dict[str, int]  # the same of what `keep_largest` made background
-    resized: bool = False  # whether the network saw slices of another size than the case has
 
 
 def predict_files(
@@ -54,13 +34,15 @@ def predict_files(
     overlay: bool = False,
     largest: Sequence[str | int] = (),
     source: str = "",
+    trained_on: Collection[str] = (),
     on_case: Callable[[Predicted], None] = lambda _: None,
     on_windows: OnWindows = lambda _done, _total: None,
 ) -> list[Predicted]:
     """Write `OUT/<case>.png` for pictures and `OUT/<case>.nii.gz` for volumes, and `OUT/prediction.json`.
 
     The record holds protocol, how results were resized and of which cases, labels, model and where the
-    images were, for `evaluate`; of DICOM the series.
+    images were, for `evaluate`; of DICOM the series. One of the same model, images and settings that is there
+    is gone on with, any other replaced; label maps of the same names are replaced one by one.
 
     Args:
         predictor: the model.
@@ -73,6 +55,7 @@ def predict_files(
         largest: labels of which only the largest connected part is kept, by names or values, or "all"; see
             `keep_largest`.
         source: path of the images as the user gave it, for the record.
+        trained_on: ids of the cases that the model was trained on: which of them were predicted is recorded.
         on_case: called after each case, for a progress bar.
         on_windows: called with (done, total) as the windows of a volume go by, see `Predictor.predict`.
 
@@ -84,17 +67,20 @@ def predict_files(
         OutputError: a result cannot be written.
     """
     kept = labels_to_keep(largest, predictor.labels)
-    _refuse_data_folder(inputs, out, source)
-    done = []
+    _refuse_data_folder(inputs, out, source, wanted)
+    require_writable(out)
+    check_series(inputs, predictor.description.preprocessing.channels, wanted)
+    record = PredictionRecord(out, predictor, protocol, source, list(kept), trained_on)
     cases = read_cases(predictor, inputs, protocol)
     # not given back between pictures; the plan of a volume sees to it itself
-    with freed_memory_kept(predictor.keep_memory and not predictor.sees_volumes):
+    with record, freed_memory_kept(predictor.keep_memory and not predictor.sees_volumes):
         for files in inputs:
             started = time.perf_counter()
             case, prepared = next(cases)
             check_format(wanted, files, case.spatial_shape)
             prediction = predictor.predict(case, protocol=protocol, prepared=prepared, on_windows=on_windows)
             removed = keep_largest(prediction, kept.values())
+            record.begin()
             path = write_prediction(out, files, case, prediction, wanted=wanted, model=predictor.description)
             if overlay:
                 _write_overlay(out / "overlays" / f"{files.id}.png", case, prediction)
@@ -103,18 +89,17 @@ def predict_files(
             pixels = {name: int(counts[value]) for name, value in predictor.labels.items()}
             seconds = time.perf_counter() - started
             gone = {name: removed[value] for name, value in kept.items()}
-            done.append(Predicted(files.id, path, seconds, pixels, gone, predictor.resizes(case)))
-            on_case(done[-1])
-    record = _record(predictor, protocol, source, done) | ({"keep_largest": list(kept)} if kept else {})
-    series = {files.id: files.series for files in inputs if files.series is not None}
-    write_json(out / RECORD, record | ({"dicom_series": series} if series else {}))
-    return done
+            done = Predicted(files.id, path, seconds, pixels, gone, predictor.resizes(case))
+            record.add(done, files.series)
+            on_case(done)
+    return record.done
 
 
-def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str) -> None:
+def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str, wanted: Format) -> None:
     """Refuse to write among the images or truths: files of one name would be replaced, others mixed up."""
-    # a segmentation may lie beside its DICOM series, which it is part of; its name is the case's
-    files = [path for case in inputs if case.series is None for path in case.images]
+    # a DICOM segmentation may lie beside its series, which it is part of; its name is the case's
+    seg = wanted == "dicom-seg"
+    files = [path for case in inputs if not (seg and case.series is not None) for path in case.images]
     files += [path for case in inputs for path in case.images if path.name == f"{case.id}.dcm"]
     if source:
         known = (*_labelled_cases(Path(source)), *_labelled_cases(Path(source).absolute().parent))
@@ -126,31 +111,6 @@ def _refuse_data_folder(inputs: Sequence[CaseFiles], out: Path, source: str) -> 
                 f"the output folder {out} holds data, such as {path.name}, which label maps would replace "
                 "or lie among. Choose another --out."
             )
-
-
-def _record(predictor: Predictor, protocol: Protocol, source: str, done: list[Predicted]) -> dict[str, Any]:
-    description, options = predictor.description, predictor.options
-    windows = {"overlap": options.overlap, "mirror": list(options.mirror)}
-    return {
-        "rwkvseg_version": __version__,
-        "protocol": protocol,
-        "resize": {
-            "rule": RESIZE_RULES[protocol],
-            "network_size": description.preprocessing.size,
-            "cases": [item.case for item in done if item.resized],
-        },
-        **({"windows": windows} if predictor.sees_volumes else {}),
-        "precision": predictor.precision,
-        "labels": description.labels,
-        "images": source,
-        "model": {
-            "name": description.architecture.name,
-            "weights_sha256": description.weights_sha256,
-            "protocol": description.protocol,
-            "licence": description.licence,
-        },
-        "cases": {item.case: item.file.name for item in done},
-    }
 
 
 def _write_overlay(path: Path, case: Case, prediction: LabelMap) -> None:
@@ -186,30 +146,17 @@ def find_part(inputs: Path, run: Path, part: str) -> list[CaseFiles]:
     return [by_id[case] for case in split[part]]
 
 
+def cases_trained_on(model: Path) -> set[str]:
+    """Return the ids of the training part of a run folder; none of another model."""
+    try:
+        return set(map(str, read_json(model / "split.json").get("train", ())))
+    except (DataError, TypeError, AttributeError):
+        return set()
+
+
 def _labelled_cases(inputs: Path) -> tuple[CaseFiles, ...]:
     """Cases to train on, which `find_inputs` passes over where a data folder has unlabelled ones too."""
     try:
         return open_data(inputs).cases
     except (DataError, OSError):  # OSError: the folder above the input may be closed to us
         return ()
-
-
-def write_report_json(
-    path: Path, predictor: Predictor, protocol: Protocol, done: Sequence[Predicted]
-) -> None:
-    """Write for machines what was predicted: model, device, and per case file, seconds, pixels per label."""
-    content = _record(predictor, protocol, "", list(done)) | {
-        "device": str(predictor.device),
-        "cases": [
-            {
-                "case": item.case,
-                "file": str(item.file),
-                "seconds": round(item.seconds, 4),
-                "pixels": item.pixels,
-                **({"removed": item.removed} if item.removed else {}),
-            }
-            for item in done
-        ],
-    }
-    del content["images"]
-    write_json(path, content)

@@ -26,7 +26,7 @@ from rwkvseg.data.preprocessing import (
     slice_axis,
 )
 from rwkvseg.data.volumes import plan_grid
-from rwkvseg.errors import UsageError
+from rwkvseg.errors import DataError, UsageError
 from rwkvseg.inference.device import choose_device
 from rwkvseg.inference.freed_memory import can_keep, freed_memory_kept
 from rwkvseg.inference.model_file import ModelDescription, load_model
@@ -65,7 +65,8 @@ class Predictor:
             repeat that: faster, for the memory of the recordings. See recorded_calls.py.
 
     Raises:
-        UsageError: options for a network that sees slices; an unknown precision, or one not for this device.
+        UsageError: options for a network that sees slices; an unknown precision, or one not for this device;
+            no batch.
 
     Example:
         >>> predictor = Predictor.from_file(Path("runs/kvasir"))  # doctest: +SKIP
@@ -85,6 +86,8 @@ class Predictor:
         record_calls: bool = True,
     ) -> None:
         _check_precision(precision, device)
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}. Give 1 or more, or leave it out.")
         self.precision = precision
         self.network = network.to(device).eval()
         self.sees_volumes = description.preprocessing.dimensions == 3
@@ -106,7 +109,7 @@ class Predictor:
         cls,
         path: Path | str,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         batch_size: int | None = None,
         options: VolumeOptions = VolumeOptions(),  # noqa: B008 - frozen
         keep_memory: bool = False,
@@ -157,9 +160,18 @@ class Predictor:
             on_windows: called with (done, total) as the windows of a network that sees whole volumes go by.
 
         Raises:
-            DataError: the case's channels do not fit the network, or it would take more memory than there is.
-            UsageError: "transunet" for a network that sees whole volumes.
+            DataError: the case's channels do not fit the network, it holds NaN or infinity, or it would take
+                more memory than there is.
+            UsageError: "transunet" for a network that sees whole volumes; an array in place of a case.
         """
+        given: object = case
+        if not isinstance(given, Case):
+            kind = type(given).__name__
+            raise UsageError(
+                f"predict takes a Case, got {kind}. Give Case(id='a', image=...), (C, *spatial)."
+            )
+        if prepared is None:
+            _refuse_non_finite(case)
         settings = self.description.preprocessing
         if self.sees_volumes:
             if protocol != "strict":
@@ -191,8 +203,9 @@ class Predictor:
         """What the network sees of a picture, (1, C, H, W) on the CPU; several threads may call it at once.
 
         Raises:
-            DataError: the picture's channels do not fit the network.
+            DataError: the picture's channels do not fit the network, or it holds NaN or infinity.
         """
+        _refuse_non_finite(case)
         normalised = normalise(case.replace(label=None), self.description.preprocessing)
         return self._network_images([normalised], protocol)
 
@@ -275,6 +288,18 @@ class Predictor:
         """Logits (B, num_classes, H, W) float32 on the predictor's device; images: (B, C, H, W)."""
         images = images.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         return self._call(images)
+
+
+def _refuse_non_finite(case: Case) -> None:
+    """Raise DataError where one NaN would make every number of the case one, row by row to save memory."""
+    if case.image.dtype.kind != "f":
+        return
+    bad = sum(int(row.size - np.count_nonzero(np.isfinite(row))) for part in case.image for row in part)
+    if bad:
+        raise DataError(
+            f"case {case.id} holds NaN or infinity in {bad} of {case.image.size} numbers. "
+            "Replace them, for instance by the background's intensity."
+        )
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

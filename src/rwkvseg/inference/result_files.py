@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from rwkvseg.data.case import Case
 from rwkvseg.data.dicom import Series
+from rwkvseg.data.dicom_headers import read_instance
 from rwkvseg.data.files import CaseFiles
 from rwkvseg.data.io import write_label_map
-from rwkvseg.errors import UsageError
-from rwkvseg.inference.dicom_seg import import_highdicom, write_dicom_seg
+from rwkvseg.errors import DataError, OutputError, UsageError
+from rwkvseg.inference.dicom_seg import import_highdicom, require_references, write_dicom_seg
 from rwkvseg.inference.model_file import ModelDescription
-from rwkvseg.output import write_text
+from rwkvseg.output import write_folder, write_text
+from rwkvseg.wording import counted
 
+SLICES = "slices.csv"
 Format = Literal["auto", "nifti", "png", "dicom-seg"]
 LabelMap = NDArray[np.integer[Any]]
 
@@ -45,6 +49,31 @@ def check_format(wanted: Format, files: CaseFiles, shape: tuple[int, ...]) -> No
         raise UsageError(f"case {files.id} is a NIfTI volume, so --format png cannot be. Use auto or nifti.")
 
 
+def check_series(inputs: Sequence[CaseFiles], channels: int, wanted: Format) -> None:
+    """Refuse DICOM before any work that could not be predicted, or not be written, by a file's header.
+
+    Args:
+        inputs: all cases.
+        channels: of the network.
+        wanted: the format.
+
+    Raises:
+        DataError: a series has not the network's channels, or lacks what a segmentation refers to.
+    """
+    for files in inputs:
+        instance = read_instance(files.images[0]) if files.series is not None else None
+        if instance is None:
+            continue
+        if instance.is_colour and channels != 3:
+            raise DataError(
+                f"case {files.id} is in colour (series {instance.number}, a screen shot?), the network takes "
+                f"{counted(channels, 'channel')}. "
+                "Name the series that are meant by --series."
+            )
+        if wanted == "dicom-seg":
+            require_references(files)
+
+
 def write_prediction(
     out: Path, files: CaseFiles, case: Case, prediction: LabelMap, *, wanted: Format, model: ModelDescription
 ) -> Path:
@@ -52,7 +81,7 @@ def write_prediction(
 
     "auto" is `<id>.nii.gz` for volumes and `<id>.png` for pictures, "dicom-seg" `<id>.dcm`. "png" of a DICOM
     volume is a folder `<id>` with a picture (row, column) for each slice, numbered along the normal, and
-    `slices.csv` that names the file and instance of each.
+    `slices.csv` that names the file and instance of each; one of an earlier prediction is replaced.
 
     Raises:
         OutputError: it cannot be written.
@@ -65,21 +94,26 @@ def write_prediction(
     if prediction.ndim == 3 and wanted == "png":
         return _write_slices(out / files.id, files, prediction)
     path = out / f"{files.id}{'.nii.gz' if prediction.ndim == 3 else '.png'}"
-    write_label_map(path, prediction, case.affine)
+    source = files.images[0]
+    is_nifti = files.series is None and source.name.lower().endswith((".nii", ".nii.gz"))
+    write_label_map(path, prediction, case.affine, like=source if is_nifti else None)
     return path
 
 
 def _write_slices(folder: Path, files: CaseFiles, prediction: LabelMap) -> Path:
+    if folder.exists() and not (folder / SLICES).is_file():
+        raise OutputError(f"{folder} is there and holds no {SLICES} of an earlier prediction. Remove it.")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["picture", "file", "frame", "sop_instance_uid"])
     series = Series.from_files(files.images)
     frames = [(instance, frame) for instance in series.instances for frame in range(instance.shape[0])]
     assert series.stack is not None
-    for k, index in enumerate(series.stack.order):
-        instance, frame = frames[index]
-        name = f"{k:04d}.png"
-        write_label_map(folder / name, np.ascontiguousarray(prediction[:, :, k].T))
-        writer.writerow([name, instance.path, frame + 1, instance.uid])
-    write_text(folder / "slices.csv", table.getvalue())
+    with write_folder(folder) as temporary:
+        for k, index in enumerate(series.stack.order):
+            instance, frame = frames[index]
+            name = f"{k:04d}.png"
+            write_label_map(temporary / name, np.ascontiguousarray(prediction[:, :, k].T))
+            writer.writerow([name, instance.path, frame + 1, instance.uid])
+        write_text(temporary / SLICES, table.getvalue())
     return folder

@@ -39,6 +39,9 @@ class VolumeOptions:
             raise UsageError(f"overlap is {self.overlap}. Give a share of the patch, from 0 to below 1.")
         if len(set(self.mirror)) != len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
             raise UsageError(f"mirror is {self.mirror}. Give some of the axes 0, 1, 2, each once.")
+        for name, number in (("max_memory", self.max_memory), ("batch_size", self.batch_size)):
+            if number is not None and number < 1:
+                raise UsageError(f"{name} is {number}. Give 1 or more, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,14 +70,15 @@ def choose_backend(
     """
     if backend == "auto":
         on_gpu = tensors[0].device.type == "cuda" and not is_exporting()
-        if on_gpu and "triton" in available and why_not_triton(tensors, triton_dtypes) is None:
-            return "triton"
-        return fallback
+        wanted = on_gpu and "triton" in available and not _carry_tangents(tensors)
+        return "triton" if wanted and why_not_triton(tensors, triton_dtypes) is None else fallback
     if backend not in available:
         names = ", ".join(map(repr, available))
         raise BackendError(f"unknown backend {backend!r}; use 'auto', {names}")
     if backend == "triton" and (reason := why_not_triton(tensors, triton_dtypes)) is not None:
         raise BackendError(f"backend 'triton' is not available: {reason}. Use {fallback!r} or 'auto'")
+    if backend == "triton":
+        refuse_forward_mode(*tensors, name="this operator", backend=backend, instead=fallback)
     return backend
 
 
@@ -159,6 +160,27 @@ def check_floating(**tensors: Tensor) -> None:
     if len(devices) > 1 or not all(x.is_floating_point() for x in tensors.values()):
         found = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in tensors.items())
         raise UsageError(f"got {found}; give floating-point tensors on one device")
+
+
+def _carry_tangents(tensors: Sequence[Tensor]) -> bool:
+    """Whether one of the tensors is differentiated in forward mode."""
+    forward_ad: Any = torch.autograd.forward_ad
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def refuse_forward_mode(*tensors: Tensor, name: str, backend: str, instead: str) -> None:
+    """Refuse what carries a tangent: torch would take the derivative of a custom operator for zero.
+
+    Raises:
+        BackendError: one of the tensors is differentiated in forward mode.
+    """
+    if _carry_tangents(tensors):
+        raise BackendError(
+            f"backend {backend!r} of {name} has no derivative in forward mode (jvp); "
+            f"use backend={instead!r} for it, or reverse mode"
+        )
 
 
 def refuse_transforms(forward: Any, backward: Any, *, name: str, backend: str, instead: str) -> None:

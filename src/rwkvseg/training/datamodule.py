@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from rwkvseg.data.augmentation import augment_batch
-from rwkvseg.data.files import CaseFiles
+from rwkvseg.data.files import CaseFiles, name_some
 from rwkvseg.data.splits import Split
 from rwkvseg.errors import RecipeError
 from rwkvseg.training.items import OnRead, SegmentationItems, unnoticed
@@ -60,6 +60,7 @@ class SegmentationData(LightningDataModule):  # type: ignore[misc]
             )
             self.val = SegmentationItems(val, labels, recipe, augment=False, on_case=on_case)
             _require_shares(recipe, len(self.train), len(self.val))
+            _require_one_size(recipe, self.train.shapes_in_memory | self.val.shapes_in_memory)
         else:
             _require_shares(recipe, len(train), len(val))
             folders = [scratch / part if scratch else None for part in ("train", "val")]
@@ -124,4 +125,14 @@ def _require_shares(recipe: Recipe, train: int, val: int) -> None:
         raise RecipeError(
             f"{train} items to train on do not fill one batch of {settings.batch_size}. "
             "Set training.batch_size lower, or training.steps_per_epoch."
+        )
+
+
+def _require_one_size(recipe: Recipe, shapes: set[tuple[int, ...]]) -> None:
+    """Raise RecipeError where pictures of several sizes would have to make one batch."""
+    if len(shapes) > 1 and recipe.training.batch_size > 1:
+        sizes = name_some((" x ".join(map(str, shape[1:])) for shape in sorted(shapes)), 3)
+        raise RecipeError(
+            f"the pictures have several sizes ({sizes}), and preprocessing.size is null: they make no "
+            "batch. Set preprocessing.size, or training.batch_size: 1."
         )

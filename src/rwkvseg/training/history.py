@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rwkvseg.errors import TrainingError
 from rwkvseg.output import write_atomically, write_text
 
 
@@ -78,7 +79,7 @@ class History(Callback):  # type: ignore[misc]
         metrics = trainer.callback_metrics
         row: dict[str, float | int | None] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
-        row["train_loss"] = float(metrics["train_loss"])
+        row["train_loss"] = _finite(float(metrics["train_loss"]), trainer.current_epoch + 1)
         for name in ("val_loss", *self.score.names):
             value = float(metrics[name]) if validated and name in metrics else math.nan
             row[name] = None if math.isnan(value) else value
@@ -112,6 +113,20 @@ class History(Callback):  # type: ignore[misc]
         write_text(self.folder / "metrics.csv", text.getvalue())
 
 
+def _finite(loss: float, epoch: int) -> float:
+    """Return a loss that weights can still be learned from.
+
+    Raises:
+        TrainingError: NaN or infinity; called before the epoch's checkpoint is written.
+    """
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss of epoch {epoch} is {loss}: the weights are lost. Start a new run with a "
+            "lower optimizer.learning_rate, optimizer.gradient_clip: 1.0 or training.precision: float32."
+        )
+    return loss
+
+
 def draw_curves(rows: list[dict[str, float | int | None]], path: Path, score: Score = DSC) -> None:
     """Loss (left) and the validation's score in % (right) against the epoch, as PNG."""
     from matplotlib.figure import Figure  # loading it takes a second that only runs with a picture should pay
@@ -140,11 +155,16 @@ def _points(
     return [int(epoch or 0) + 1 for epoch, _ in known], [scale * float(value or 0.0) for _, value in known]
 
 
+LIFE_SIGN = 60.0  # seconds without a line, where there is no terminal
 COMPILING = "compiling GPU kernels, kept on disk"
 
 
 class TrainingProgress(Callback):  # type: ignore[misc]
-    """One bar over the whole run with loss, DSC and ETA; without a terminal, a line every tenth of it."""
+    """One bar over the whole run with loss, DSC and ETA.
+
+    Without a terminal: what is trained and where, a line every tenth of the run, and one after a minute
+    without any.
+    """
 
     def __init__(self, console: Console, score: Score = DSC) -> None:
         self.console = console
@@ -153,13 +173,21 @@ class TrainingProgress(Callback):  # type: ignore[misc]
         self._task: Any = None
         self._text = "training"
         self._started = 0.0
-        self._first = 0
+        self._first = self._first_step = 0
+        self._said = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the epoch where training starts or resumes."""
         self._started, self._first = time.perf_counter(), trainer.current_epoch
+        self._said, self._first_step = self._started, trainer.global_step
         on_gpu = pl_module.device.type == "cuda"
         if not self.console.is_terminal:
+            total, first = trainer.max_epochs or 1, self._first + 1
+            self.console.print(
+                f"training on {pl_module.device}, epochs {first} to {total}, {trainer.num_training_batches} "
+                "steps each",
+                highlight=False,
+            )
             if on_gpu:
                 self.console.print(f"{COMPILING}: the first epoch may take minutes", highlight=False)
             return
@@ -173,8 +201,13 @@ class TrainingProgress(Callback):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
+        now = time.perf_counter()
         if self._bar:
             self._bar.update(self._task, completed=trainer.global_step, description=self._text)
+        elif now - self._said > LIFE_SIGN:
+            done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+            left = (now - self._started) / (done - self._first_step) * (total - done)
+            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {done}/{total}", left)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the epoch's figures."""
@@ -189,8 +222,12 @@ class TrainingProgress(Callback):  # type: ignore[misc]
             self._bar.update(self._task, description=text)
         elif done == total or done % max(1, total // 10) == 0:
             elapsed = time.perf_counter() - self._started
-            left = elapsed / (done - self._first) * (total - done)
-            self.console.print(f"{text}  {elapsed:.0f} s, about {left:.0f} s left", highlight=False)
+            self._say(text, elapsed / (done - self._first) * (total - done))
+
+    def _say(self, text: str, left: float) -> None:
+        self._said = time.perf_counter()
+        elapsed = self._said - self._started
+        self.console.print(f"{text}  {elapsed:.0f} s, about {left:.0f} s left", highlight=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar, also after a failure."""

@@ -116,7 +116,8 @@ def _require_trainable(found: Fingerprint) -> dict[str, int]:
         values = ", ".join(str(facts.value) for facts in found.classes)
         raise DataError(
             f"nothing names the labels of {root}, and the label maps hold {values}: not 0, 1, 2, ... "
-            'Renumber them, or name them in labels.json, such as {"labels": {"background": 0, "polyp": 1}}.'
+            "Renumber them to 0, 1, 2, ... and name them in labels.json, such as "
+            '{"labels": {"background": 0, "polyp": 1}}.'
         )
     if all(case.box is None for case in found.cases):
         raise DataError(

@@ -83,9 +83,24 @@ class RecipeFile(Settings):
         return text
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML lets pass: the later of two equal keys would win silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value} again", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is no UTF-8 text. Save it as UTF-8.") from error
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
     except YAML_FAULTS as error:

@@ -87,6 +87,8 @@ def train(
         check_run(out, recipe, folder, split, resume=resume)
     if console is None or not FIRST_PROCESS:
         console = Console(quiet=True)
+    if resume and not (out / DESCRIPTION).exists():
+        console.print(f"{out} holds no run to go on with: a new one begins", highlight=False, markup=False)
     run = _Run(recipe, out, folder, labels, split, chosen, console)
     fingerprint = TrainingFingerprint(replace(folder, labels=labels), split)
     network, data = run.build_network(), run.read_data(fingerprint)  # what they refuse leaves no folder

@@ -29,12 +29,14 @@ from rwkvseg.data.splits import Split, make_split, read_split, write_split
 from rwkvseg.errors import DataError, ModelFileError, RecipeError, UsageError, one_line
 from rwkvseg.evaluation.regions import resolve_regions
 from rwkvseg.models.encoder_files import describe_encoder
-from rwkvseg.output import write_json, write_text
+from rwkvseg.output import require_writable, write_json, write_text
 from rwkvseg.training.environment import describe_environment, list_cases
 from rwkvseg.training.recipe import Recipe
 from rwkvseg.training.recipe_file import YAML_FAULTS, RecipeFile
 from rwkvseg.wording import counted
 
+RESULTS = ("model", "predictions", "evaluation", "checkpoints", "metrics.csv", "summary.json")
+"""What is written after the description; without it these are somebody else's."""
 DESCRIPTION = "recipe.yaml"
 SPLIT = "split.json"
 ENCODER = "encoder.json"  # which weights the run began with
@@ -90,15 +92,28 @@ def check_run(out: Path, recipe: Recipe, folder: DataFolder, split: Split, *, re
     """Refuse a folder that holds a run, unless it is to be resumed and recipe and data are the same.
 
     Raises:
-        UsageError: a run is there and is not to be resumed.
+        UsageError: a run is there and is not to be resumed, or other things that a run would write over.
+        OutputError: nothing can be written there.
         RecipeError: the recipe differs from the run's, or the encoder weights that it names.
         DataError: split or files differ from the run's, or its description cannot be read.
     """
     if not holds_run(out, resume=resume):
+        _require_room(out, folder.root)
         return
     require_same_recipe(out / DESCRIPTION, recipe)
     _require_same_encoder(out / ENCODER, recipe)
     _require_same_cases(out / "cases.json", list_cases(folder.cases, split, folder.root))
+
+
+def _require_room(out: Path, data: Path) -> None:
+    require_writable(out)
+    if out.resolve() == data.resolve():
+        raise UsageError(f"{out} is the data's own folder. Choose another --out.")
+    there = [name for name in RESULTS if (out / name).exists()]
+    if there:
+        raise UsageError(
+            f"{out} holds {', '.join(there)}, and no run that they are of. Choose another --out."
+        )
 
 
 def holds_run(out: Path, *, resume: bool) -> bool:

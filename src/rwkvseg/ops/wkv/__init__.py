@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkvseg.errors import ShapeError, UsageError
-from rwkvseg.ops.backends import choose_backend, is_exporting, triton_is_installed
+from rwkvseg.ops.backends import choose_backend, is_exporting, refuse_forward_mode, triton_is_installed
 from rwkvseg.ops.wkv.export import export_bi_wkv
 from rwkvseg.ops.wkv.naive import naive_bi_wkv
 from rwkvseg.ops.wkv.scan import scan_bi_wkv
@@ -74,11 +74,15 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto")
     )
     if chosen == "naive":
         return _naive_in_full_precision(w, u, k, v)
+    refuse_forward_mode(w, u, k, v, name="bi_wkv", backend=chosen, instead="naive")
     out: Tensor = scan_bi_wkv(w, u, k, v) if chosen == "scan" else triton_bi_wkv(w, u, k, v)[0]
     return out
 
 
 def _check_shapes(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
+    kinds = [type(x).__name__ for x in (w, u, k, v) if not isinstance(x, Tensor)]
+    if kinds:
+        raise UsageError(f"w, u, k, v are tensors, got {', '.join(kinds)}; convert with torch.as_tensor")
     if k.ndim != 3 or 0 in k.shape:
         raise ShapeError(f"k has shape {tuple(k.shape)}; give (B, T, C) with every axis at least 1")
     if v.shape != k.shape:
