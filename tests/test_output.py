@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rwkvseg.errors import OutputError
+from rwkvseg import output
+from rwkvseg.errors import OutputError, UsageError
 from rwkvseg.output import write_atomically, write_bytes, write_json, write_text
 from small import files_below
 
@@ -135,3 +136,38 @@ def test_what_others_may_still_write_stays(tmp_path):
         (tmp_path / name).write_bytes(b"mine")
     write_bytes(tmp_path / "a.bin", b"whole")
     assert set(files_below(tmp_path)) == kept | {"a.bin"}
+
+
+def test_one_process_at_a_time(tmp_path):
+    with output.held_alone(tmp_path), output.held_alone(tmp_path):  # the same process
+        (mine,) = tmp_path.iterdir()
+    assert list(tmp_path.iterdir()) == []
+    alive, dead = (
+        mine.with_name(mine.name.replace(str(os.getpid()), str(n))) for n in (os.getppid(), 2**22 + 1)
+    )
+    dead.touch()
+    with output.held_alone(tmp_path):
+        assert not dead.exists()
+    alive.touch()
+    with pytest.raises(UsageError, match=rf"process {os.getppid()} is at work"), output.held_alone(tmp_path):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    for name in ("a", "b"):
+        with output.write_folder(folder) as temporary:
+            (temporary / name).write_text(name)
+    assert [path.name for path in folder.iterdir()] == ["b"]
+
+    def stop(temporary):
+        (temporary / "c").write_text("c")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), output.write_folder(folder) as temporary:
+        stop(temporary)
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot write"), output.write_folder(tmp_path / "file" / "folder"):
+        raise AssertionError

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rwkvseg.errors import OutputError
+from rwkvseg.errors import OutputError, UsageError
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         OutputError: the folder cannot be made or the file cannot be written (full disk, no permission,
             a regular file where a folder should be).
     """
-    temporary = path.with_name(f".{_machine()}.{os.getpid()}.partial.{path.name}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent.absolute())
@@ -61,10 +61,11 @@ def write_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = folder.with_name(f".partial.{folder.name}")
+    temporary = _temporary(folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent.absolute())
+        temporary.mkdir()
         yield temporary
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -78,7 +79,41 @@ def write_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine that would hold a folder, too, out of it meanwhile.
+
+    Those of other machines cannot be asked whether they are still there, nor can any on Windows.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    ours = folder / f".{_machine()}.{os.getpid()}.holds"
+    named = re.compile(rf"\.{_machine()}\.([1-9]\d*)\.holds")
+    write_bytes(ours, b"")
+    try:
+        for found in folder.iterdir():
+            match = named.fullmatch(found.name)
+            if match is None or found == ours:
+                continue
+            if os.name == "posix" and _is_alive(int(match[1])):
+                raise UsageError(
+                    f"process {match[1]} is at work in {folder}. Wait for its end, or choose another --out."
+                )
+            _remove_quietly(found)
+        yield
+    finally:
+        _remove_quietly(ours)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{_machine()}.{os.getpid()}.partial.{path.name}")
+
+
 def _remove_quietly(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
     try:
         path.unlink(missing_ok=True)
     except OSError:  # the parent is not a folder: then there is nothing to remove

@@ -269,3 +269,12 @@ def test_pictures_above_dicom_are_refused_and_a_series_is_found_beside_them(tmp_
         find_inputs(tmp_path / "study")
     (files,) = find_inputs(tmp_path / "study", [written.datasets[0].SeriesInstanceUID])
     assert len(files.images) == len(written.datasets)
+
+
+def test_a_slope_of_zero_is_refused(tmp_path):
+    def flat(dataset, _):
+        dataset.RescaleSlope, dataset.RescaleIntercept = "0", "5"
+
+    write_series(tmp_path / "ct", change=flat)
+    with pytest.raises(DataError, match="its rescale slope is 0"):
+        find_inputs(tmp_path / "ct")

@@ -335,3 +335,14 @@ def test_sform_qform_and_their_codes_go_over(rwkvseg, model, tmp_path, codes):
     )
     for asked in ("GetOrigin", "GetDirection", "GetSpacing"):
         assert getattr(ours, asked)() == getattr(theirs, asked)(), asked
+
+
+def test_a_single_file_has_the_name_that_it_has_in_its_folder(rwkvseg, model, tmp_path):
+    for case in ("a", "b"):
+        (tmp_path / "imagesTs").mkdir(exist_ok=True)
+        write_organ(
+            tmp_path / "imagesTs" / f"{case}_0000.nii.gz", affine_around(*LPS, (12, 9, 8)), (12, 9, 8)
+        )
+    one, out = tmp_path / "imagesTs" / "b_0000.nii.gz", tmp_path / "out"
+    assert rwkvseg("predict", "-m", model(), "-i", one, "-o", out)[0] == 0
+    assert files_below(out) == ["b.nii.gz", "prediction.json"]

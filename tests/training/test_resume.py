@@ -349,3 +349,12 @@ def test_pictures_of_several_sizes_make_no_batch(phantom, tmp_path):
     content["preprocessing"]["size"] = None
     with pytest.raises(RecipeError, match=r"several sizes .* they make no batch"):
         train(Recipe.from_mapping(content), tmp_path / "run", device="cpu")
+
+
+def test_names_that_the_data_gives_to_other_values(phantom_3d, tmp_path):
+    content = small_recipe(phantom_3d, epochs=1)
+    names = json.loads((phantom_3d / "dataset.json").read_text())["labels"]
+    first, second = list(names)[1:3]
+    content["data"]["labels"] = names | {first: names[second], second: names[first]}
+    with pytest.raises(DataError, match=rf"has {first}: {names[second]}, .* says {names[first]}\. Mend"):
+        train(Recipe.from_mapping(content), tmp_path / "run", device="cpu")

@@ -168,6 +168,8 @@ def _scaling(header: Any, group: Any, shared: Any) -> tuple[float, float]:
         for key in ("RescaleSlope", "RescaleIntercept")
     ]
     slope, intercept = found
+    if slope is not None and float(slope) == 0:
+        raise ValueError("its rescale slope is 0, which makes all voxels equal")
     return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 

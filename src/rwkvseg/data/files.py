@@ -102,7 +102,8 @@ def refuse_unpaired(
     if without_label:
         raise DataError(
             f"{counted(len(without_label), 'image')} in {images} without label in {labels}: "
-            f"{name_some(without_label)}. Add the labels under the same names, or move these images out."
+            f"{name_some(without_label)}. Add the labels under the same names (of pictures also NAME"
+            f"{', NAME'.join(ending for ending in MASK_ENDINGS if ending)}), or move these images out."
         )
     if without_image:
         raise DataError(

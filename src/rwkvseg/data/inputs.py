@@ -1,6 +1,7 @@
 """What to predict: a path in, a list of cases out; labels are neither needed nor looked for."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rwkvseg.data.dicom_files import any_dicom_below, find_dicom
@@ -65,13 +66,21 @@ def _find_series(path: Path, series: Sequence[str]) -> tuple[CaseFiles, ...]:
 def _find_files(path: Path) -> tuple[CaseFiles, ...]:
     """All but DICOM."""
     if path.is_file():
-        return () if case_suffix(path) is None else (CaseFiles(case_id(path), (path,)),)
+        return () if case_suffix(path) is None else (_alone(path),)
     require_folder(path)
     for find in (_in_tests, _in_images, _in_root, _in_parts, _in_arrays, _in_training):
         cases = find(path)
         if cases:
             return tuple(sorted(cases, key=lambda case: case.id))
     return ()
+
+
+def _alone(path: Path) -> CaseFiles:
+    """A file by itself; the first channel of a volume stands for the case, as in a search of its folder."""
+    if case_suffix(path) in VOLUME_SUFFIXES and has_channel_numbers([path]):
+        with suppress(DataError):  # channels of other cases may be missing
+            return next(case for case in unlabelled(path.parent) if case.images[0] == path)
+    return CaseFiles(case_id(path), (path,))
 
 
 def _in_tests(root: Path) -> list[CaseFiles]:

@@ -127,6 +127,12 @@ def _read(label: str, folder: Path, part: str) -> Evaluated:
         )
     if (folder / "evaluation").is_dir():
         path = folder / "evaluation" / part / SUMMARY
+        others = [place.name for place in sorted((folder / "evaluation").iterdir()) if place.name != part]
+        if others and not path.parent.exists():
+            raise DataError(
+                f"{folder} has no evaluation of the part '{part}', but of {', '.join(others)}. "
+                "Give --part, or a run whose split has that part."
+            )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _parse(label, path.parent, content)

@@ -134,7 +134,8 @@ def find_part(inputs: Path, run: Path, part: str) -> list[CaseFiles]:
     split = read_json(path)
     if part not in PARTS or not split.get(part):
         raise UsageError(
-            f"the split of {run} has no cases in the part '{part}'. Choose another of {', '.join(PARTS)}."
+            f"the split of {run} has no cases in the part '{part}'. "
+            f"Choose another of {', '.join(name for name in PARTS if split.get(name))}."
         )
     by_id = {files.id: files for files in (*find_inputs(inputs), *_labelled_cases(inputs))}
     missing = [case for case in split[part] if case not in by_id]

@@ -158,7 +158,7 @@ def check_image(x: Tensor, in_channels: int, *, spatial_dims: int = 2) -> None:
         ShapeError: `x` is not (B, in_channels, H, W), or with `spatial_dims=3` (B, in_channels, D, H, W), an
             axis is empty, or it holds integers.
     """
-    if x.ndim != 2 + spatial_dims or x.shape[1] != in_channels or 0 in x.shape[2:]:
+    if x.ndim != 2 + spatial_dims or x.shape[1] != in_channels or 0 in x.shape:
         axes = "H, W" if spatial_dims == 2 else "D, H, W"
         raise ShapeError(
             f"an image batch of shape {tuple(x.shape)} does not fit (B, {in_channels}, {axes}), none 0. "

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rwkvseg.inference.model_file import Architecture, ModelDescription, save_mo
 from rwkvseg.inference.predict import predict_files
 from rwkvseg.inference.predictor import Predictor
 from rwkvseg.models.registry import create_model
-from rwkvseg.output import write_json
+from rwkvseg.output import held_alone, write_json
 from rwkvseg.progress import progress_bar
 from rwkvseg.training.checkpoints import SafeCheckpointIO, best_path, checkpoint_callbacks, last_path
 from rwkvseg.training.datamodule import SegmentationData
@@ -73,8 +74,9 @@ def train(
         console: where progress goes; None keeps quiet.
 
     Raises:
-        UsageError: `out` holds a run and `resume` is not set.
+        UsageError: `out` holds a run and `resume` is not set, or another process works on it.
         RecipeError: the recipe lacks something or differs from the run's.
+        TrainingError: the loss is no number any more.
         DataError: a case cannot be used; it is named.
         BackendError: the device is not there.
         OutputError: a result cannot be written.
@@ -94,12 +96,13 @@ def train(
     network, data = run.build_network(), run.read_data(fingerprint)  # what they refuse leaves no folder
     if FIRST_PROCESS:
         describe_run(out, recipe, folder, split, chosen, fingerprint=fingerprint)
-    history = run.fit(network, data, started)
-    data.close()
-    part()
-    if not FIRST_PROCESS:
-        return RunResult(out, {}, {})
-    return run.finish(network, history, data.recipe.preprocessing)
+    with held_alone(out) if FIRST_PROCESS else nullcontext():
+        history = run.fit(network, data, started)
+        data.close()
+        part()
+        if not FIRST_PROCESS:
+            return RunResult(out, {}, {})
+        return run.finish(network, history, data.recipe.preprocessing)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
     Raises:
         RecipeError: no data path, or no labels anywhere.
         UsageError: a region joins what no label names.
-        DataError: the folder, the split file or the number of cases will not do.
+        DataError: the folder, its labels, the split file or the number of cases will not do.
     """
     if recipe.data.path is None:
         raise RecipeError("the recipe names no data. Give --data DIR, or set data.path in the recipe.")
@@ -60,6 +60,7 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
             "such as {background: 0, polyp: 1}."
         )
     require_labels(labels, folder.root)
+    _refuse_other_names(labels, folder)
     resolve_regions(recipe.data.regions, labels)  # a wrong name must not show after hours of training
     settings = recipe.split
     if settings.file is not None:
@@ -68,6 +69,17 @@ def open_recipe_data(recipe: Recipe) -> tuple[DataFolder, dict[str, int], Split]
         split = make_split(folder.cases, settings.rule, settings.seed)
     require_parts(split)
     return folder, labels, split
+
+
+def _refuse_other_names(labels: dict[str, int], folder: DataFolder) -> None:
+    """Raise DataError where data folder and recipe give one name to two values: one of them is wrong."""
+    theirs = folder.labels or {}
+    other = [name for name, value in labels.items() if theirs.get(name, value) != value]
+    if other:
+        raise DataError(
+            f"the recipe's data.labels has {other[0]}: {labels[other[0]]}, {folder.root} says "
+            f"{theirs[other[0]]}. Mend the one that is wrong."
+        )
 
 
 def require_labels(labels: dict[str, int], root: Path) -> None:
